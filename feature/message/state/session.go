@@ -1,0 +1,186 @@
+package state
+
+import (
+	"crypto/subtle"
+	"encoding/binary"
+	"time"
+
+	"muster/feature/message/state/messagepb"
+	"muster/fsm"
+	"muster/internal/fault"
+	"muster/log"
+)
+
+// Bounds of a session's record.
+const (
+	MaxSessionKey   = 64       // bytes
+	MaxSessionBytes = 64 << 10 // of marks and presence
+)
+
+// Session is what a stream's session needs to go on at another node (XEP-0198 section 5).
+type Session struct {
+	ID             uint64
+	User, Resource string // bare address; resource
+	Key            []byte // that resuming it takes
+	Base           uint64 // number of its last input before counting began
+	Node           uint32 // that holds the connection
+	Incarnation    uint64
+	Timeout        time.Duration // that a lost client has, in whole seconds
+	Claims         uint64        // how often it was resumed at another node
+	Published      uint64        // presence changes so far
+	Presence       []byte        // the last one, canonical; nil: not available
+	Marks          map[string]string
+	Time           time.Time // of this state
+}
+
+// Step is how far a session has come.
+type Step struct {
+	Session   uint64
+	Confirmed uint64 // input that the client was told is handled; 0: unchanged
+	Cursor    uint64 // number of the last kept message that the client has; 0: unchanged
+}
+
+// Progress is how far a recorded session has come.
+type Progress struct {
+	Handled uint64 // input up to which the server is done, and may have told the client
+	Cursor  uint64 // number of the last kept message that the client is known to have
+}
+
+// SessionEntry records a session, or its new state. keys are the names of the marks in their order.
+func SessionEntry(s Session, keys []string) *log.Entry {
+	body := &messagepb.Session{Id: s.ID, User: s.User, Resource: fsm.Text(s.Resource), Key: s.Key, Base: s.Base, Node: s.Node,
+		Incarnation: s.Incarnation, Timeout: uint32(s.Timeout / time.Second), Claims: s.Claims, Published: s.Published, Presence: s.Presence}
+	for _, k := range keys {
+		body.Marks = append(body.Marks, &messagepb.Mark{Key: fsm.Text(k), Value: fsm.Text(s.Marks[k])})
+	}
+	return log.New(log.SessionPut, body)
+}
+
+// ClaimEntry moves a session to a node. Faults: NotFound if there is no such
+// session of that user with that key.
+func ClaimEntry(session uint64, user string, key []byte, node uint32, incarnation uint64) *log.Entry {
+	return log.New(log.SessionClaim, &messagepb.Claim{Session: session, User: user, Key: key, Node: node, Incarnation: incarnation})
+}
+
+// SessionByID returns a recorded session and how far it has come.
+func SessionByID(r fsm.Reader, id uint64) (Session, Progress, bool) {
+	var row messagepb.Session
+	if !fsm.Load(r, Sessions, numberKey(id), &row) {
+		return Session{}, Progress{}, false
+	}
+	p := progressOf(r, id)
+	return session(&row), Progress{Handled: max(p.input, p.confirmed, row.Base), Cursor: p.cursor}, true
+}
+
+func session(row *messagepb.Session) Session {
+	s := Session{ID: row.Id, User: row.User, Resource: row.Resource, Key: row.Key, Base: row.Base, Node: row.Node,
+		Incarnation: row.Incarnation, Timeout: time.Duration(row.Timeout) * time.Second, Claims: row.Claims, Published: row.Published,
+		Presence: row.Presence, Marks: map[string]string{}, Time: time.Unix(0, row.Time).UTC()}
+	for _, m := range row.Marks {
+		s.Marks[m.Key] = m.Value
+	}
+	return s
+}
+
+// Lost returns the ids of at most limit sessions whose node is not alive, and
+// whose clients' time was over at now.
+func Lost(r fsm.Reader, now time.Time, limit int, alive func(node uint32, incarnation uint64) bool) []uint64 {
+	var out []uint64
+	r.Scan(Sessions, nil, nil, func(_, v []byte) bool {
+		var row messagepb.Session
+		fsm.Decode(Sessions, v, &row)
+		end := time.Unix(0, row.Time).Add(time.Duration(row.Timeout) * time.Second)
+		if end.Before(now) && !alive(row.Node, row.Incarnation) {
+			out = append(out, row.Id)
+		}
+		return len(out) < limit
+	})
+	return out
+}
+
+// EachSession calls fn once for every session that is on record or whose input is remembered.
+func EachSession(r fsm.Reader, fn func(id uint64)) {
+	r.Scan(inputs, nil, nil, func(k, _ []byte) bool { fn(numberOf(k)); return true })
+	r.Scan(Sessions, nil, nil, func(k, _ []byte) bool {
+		if _, told := r.Get(inputs, k); !told {
+			fn(numberOf(k))
+		}
+		return true
+	})
+}
+
+func putSession(tx *fsm.Tx, e *log.Entry) error {
+	var body messagepb.Session
+	if err := e.Unmarshal(&body); err != nil {
+		return err
+	}
+	size := len(body.Presence)
+	for _, m := range body.Marks {
+		size += len(m.Key) + len(m.Value)
+	}
+	switch {
+	case body.Id == 0 || body.User == "" || body.Resource == "" || len(body.Key) == 0 || len(body.Key) > MaxSessionKey:
+		return fault.New(fault.BadRequest, "session.put", body.User, "a session needs an id, a user, a resource and a key")
+	case size > MaxSessionBytes:
+		return fault.New(fault.TooLarge, "session.put", body.User, "the session's state is too large")
+	}
+	var have messagepb.Session
+	if fsm.Load(tx, Sessions, numberKey(body.Id), &have) && have.Claims > body.Claims {
+		return fault.New(fault.Stale, "session.put", body.User, "the session is at another node")
+	}
+	body.Time = tx.Time().UnixNano()
+	tx.Save(Sessions, numberKey(body.Id), &body)
+	return nil
+}
+
+func claim(tx *fsm.Tx, e *log.Entry) error {
+	var (
+		body messagepb.Claim
+		row  messagepb.Session
+	)
+	if err := e.Unmarshal(&body); err != nil {
+		return err
+	}
+	if !fsm.Load(tx, Sessions, numberKey(body.Session), &row) || row.User != body.User || subtle.ConstantTimeCompare(row.Key, body.Key) != 1 {
+		return fault.New(fault.NotFound, "session.claim", body.User, "there is no such session")
+	}
+	row.Node, row.Incarnation, row.Time = body.Node, body.Incarnation, tx.Time().UnixNano()
+	row.Claims++
+	tx.Save(Sessions, numberKey(body.Session), &row)
+	return nil
+}
+
+// progress is a row of inputs.
+type progress struct {
+	input, number     uint64 // the last input that was a kept message, and that message
+	confirmed, cursor uint64 // as in Step
+}
+
+func progressOf(r fsm.Reader, session uint64) (p progress) {
+	row, ok := r.Get(inputs, numberKey(session))
+	if !ok || len(row) != 32 {
+		return p
+	}
+	for i, v := range []*uint64{&p.input, &p.number, &p.confirmed, &p.cursor} {
+		*v = binary.BigEndian.Uint64(row[8*i:])
+	}
+	return p
+}
+
+func (p progress) save(tx *fsm.Tx, session uint64) {
+	row := make([]byte, 0, 32)
+	for _, v := range []uint64{p.input, p.number, p.confirmed, p.cursor} {
+		row = binary.BigEndian.AppendUint64(row, v)
+	}
+	tx.Put(inputs, numberKey(session), row)
+}
+
+// advance takes a recorded session further; one that is not recorded any more stays forgotten.
+func advance(tx *fsm.Tx, step *messagepb.Progress) {
+	if _, ok := tx.Get(Sessions, numberKey(step.Session)); !ok {
+		return
+	}
+	p := progressOf(tx, step.Session)
+	p.confirmed, p.cursor = max(p.confirmed, step.Confirmed), max(p.cursor, step.Cursor)
+	p.save(tx, step.Session)
+}

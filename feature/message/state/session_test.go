@@ -1,0 +1,172 @@
+package state_test
+
+import (
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"muster/feature/message/state"
+	"muster/fsm/fsmtest"
+	"muster/internal/fault"
+	"muster/log"
+)
+
+// phone is a session of alice, at node 1.
+func phone() state.Session {
+	return state.Session{ID: 7, User: alice, Resource: "phone", Key: []byte("key"), Base: 3, Node: 1, Incarnation: 4, Timeout: 5 * time.Minute,
+		Published: 2, Presence: []byte("<presence/>"), Marks: map[string]string{"carbons": "yes", "a": "b"}}
+}
+
+func record(s state.Session) *log.Entry { return state.SessionEntry(s, []string{"a", "carbons"}) }
+
+func TestSessionRecord(t *testing.T) {
+	r := newRig(t)
+	want := phone()
+	r.Must(record(want))
+	want.Time = fsmtest.Start.Add(time.Second)
+	got, p, ok := state.SessionByID(r.M, 7)
+	if !ok || !reflect.DeepEqual(got, want) || p != (state.Progress{Handled: 3}) {
+		t.Errorf("the record is %+v with %+v, %v; want %+v", got, p, ok, want)
+	}
+	changed := phone()
+	changed.Presence, changed.Marks, changed.Published = nil, map[string]string{"a": "", "carbons": ""}, 3
+	r.Must(record(changed))
+	if got, _, _ := state.SessionByID(r.M, 7); len(got.Presence) != 0 || got.Published != 3 || got.Marks["carbons"] != "" {
+		t.Errorf("the new state is %+v", got)
+	}
+	if _, _, ok := state.SessionByID(r.M, 8); ok {
+		t.Error("an unknown session has a record")
+	}
+	r.Must(state.ForgetEntry([]uint64{7}))
+	if _, _, ok := state.SessionByID(r.M, 7); ok {
+		t.Error("a forgotten session has a record")
+	}
+	if left := r.rows("message."); len(left) > 0 {
+		t.Errorf("left: %q", left)
+	}
+	r.Verify()
+}
+
+func TestSessionRefused(t *testing.T) {
+	change := func(fn func(s *state.Session)) *log.Entry {
+		s := phone()
+		fn(&s)
+		return record(s)
+	}
+	tests := []struct {
+		name  string
+		entry *log.Entry
+		code  fault.Code
+	}{
+		{"no id", change(func(s *state.Session) { s.ID = 0 }), fault.BadRequest},
+		{"no user", change(func(s *state.Session) { s.User = "" }), fault.BadRequest},
+		{"no resource", change(func(s *state.Session) { s.Resource = "" }), fault.BadRequest},
+		{"no key", change(func(s *state.Session) { s.Key = nil }), fault.BadRequest},
+		{"long key", change(func(s *state.Session) { s.Key = make([]byte, state.MaxSessionKey+1) }), fault.BadRequest},
+		{"large", change(func(s *state.Session) { s.Marks["a"] = strings.Repeat("x", state.MaxSessionBytes) }), fault.TooLarge},
+		{"claim of an unknown session", state.ClaimEntry(8, alice, []byte("key"), 2, 1), fault.NotFound},
+		{"claim for another user", state.ClaimEntry(7, bob, []byte("key"), 2, 1), fault.NotFound},
+		{"claim with another key", state.ClaimEntry(7, alice, []byte("kex"), 2, 1), fault.NotFound},
+		{"garbage", &log.Entry{Kind: log.SessionPut, Body: []byte{0xff}}, fault.BadRequest},
+		{"garbage to claim", &log.Entry{Kind: log.SessionClaim, Body: []byte{0xff}}, fault.BadRequest},
+		{"too many steps", state.TakenEntry(nil, nil, make([]state.Step, 1<<14+1)), fault.TooLarge},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRig(t)
+			r.Must(record(phone()))
+			r.Refused(tt.entry, tt.code)
+		})
+	}
+}
+
+// TestClaim: whoever had the session before cannot change its record any more.
+func TestClaim(t *testing.T) {
+	r := newRig(t)
+	r.Must(record(phone()), state.ClaimEntry(7, alice, []byte("key"), 2, 9))
+	got, _, _ := state.SessionByID(r.M, 7)
+	if got.Node != 2 || got.Incarnation != 9 || got.Claims != 1 || !got.Time.Equal(fsmtest.Start.Add(2*time.Second)) || got.Resource != "phone" {
+		t.Errorf("the claimed session is %+v", got)
+	}
+	r.Refused(record(phone()), fault.Stale)
+	mine := phone()
+	mine.Claims, mine.Node = 1, 2
+	r.Must(record(mine), state.ClaimEntry(7, alice, []byte("key"), 1, 10))
+	r.Refused(record(mine), fault.Stale)
+}
+
+func TestProgress(t *testing.T) {
+	r := newRig(t)
+	step := func(s state.Step) { r.Must(state.TakenEntry(nil, nil, []state.Step{s})) }
+	want := func(handled, cursor uint64) {
+		t.Helper()
+		if _, p, _ := state.SessionByID(r.M, 7); p.Handled != handled || p.Cursor != cursor {
+			t.Errorf("progress %+v, want %d and %d", p, handled, cursor)
+		}
+	}
+	r.Must(record(phone()))
+	want(3, 0)
+	r.put(state.Put{Session: 7, Input: 5})
+	want(5, 0)
+	step(state.Step{Session: 7, Confirmed: 9, Cursor: 100})
+	want(9, 100)
+	step(state.Step{Session: 7, Confirmed: 8, Cursor: 90})
+	want(9, 100)
+	step(state.Step{Session: 7, Cursor: 110})
+	want(9, 110)
+	if _, how := r.put(state.Put{Session: 7, Input: 5}); how != state.SameInput {
+		t.Errorf("the progress made the server forget the last kept input: %v", how)
+	}
+	r.put(state.Put{Session: 7, Input: 10})
+	want(10, 110)
+	step(state.Step{Session: 8, Confirmed: 1})
+	if n := len(r.rows("message.inputs")); n != 1 {
+		t.Errorf("%d sessions have progress", n)
+	}
+}
+
+func TestLost(t *testing.T) {
+	r := newRig(t)
+	for id := range uint64(6) {
+		s := phone()
+		s.ID, s.Node, s.Timeout = id+1, uint32(id%2+1), time.Duration(id)*time.Minute
+		r.Must(record(s))
+	}
+	alive := func(node uint32, incarnation uint64) bool { return node == 1 && incarnation == 4 }
+	for _, tc := range []struct {
+		after time.Duration
+		limit int
+		want  []uint64
+	}{
+		{0, 10, nil}, {2 * time.Minute, 10, []uint64{2}}, {time.Hour, 10, []uint64{2, 4, 6}}, {time.Hour, 2, []uint64{2, 4}},
+	} {
+		if got := state.Lost(r.M, fsmtest.Start.Add(tc.after), tc.limit, alive); !slices.Equal(got, tc.want) {
+			t.Errorf("after %v: %v, want %v", tc.after, got, tc.want)
+		}
+	}
+}
+
+func TestReceivedSince(t *testing.T) {
+	r := newRig(t)
+	one, _ := r.put(state.Put{KeepReceived: true, Limit: 10})
+	r.put(state.Put{From: bob, To: alice})
+	passing, _ := r.put(state.Put{Limit: 10})
+	own, _ := r.put(state.Put{From: bob, To: bob})
+	r.put(state.Put{KeepSent: true})
+	last, _ := r.put(state.Put{From: carol})
+	for _, tc := range []struct {
+		name  string
+		after uint64
+		limit int
+		want  []uint64
+	}{
+		{"all", 0, 10, []uint64{one, passing, own, last}},
+		{"later ones", one, 10, []uint64{passing, own, last}},
+		{"some", 0, 2, []uint64{one, passing}},
+		{"none", last, 10, nil},
+	} {
+		t.Run(tc.name, func(t *testing.T) { r.want("received", state.ReceivedSince(r.M, bob, tc.after, tc.limit), tc.want...) })
+	}
+}
