@@ -1,0 +1,151 @@
+package replication
+
+import (
+	"context"
+	"net"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"muster/replication/mesh"
+)
+
+// serverID is a node's name in Raft, which is also its address there: the mesh
+// knows where nodes are, so a changed address needs no Raft change.
+func serverID(node uint32) raft.ServerID {
+	return raft.ServerID(strconv.FormatUint(uint64(node), 10))
+}
+
+// nodeOf undoes serverID; 0 for anything else.
+func nodeOf[S ~string](id S) uint32 {
+	n, err := strconv.ParseUint(string(id), 10, 32)
+	if err != nil {
+		return 0
+	}
+	return uint32(n)
+}
+
+// heardTransport notes when each follower last took what this node sent it as the leader.
+type heardTransport struct {
+	*raft.NetworkTransport
+	opened time.Time
+
+	mu    sync.Mutex
+	heard map[uint32]time.Duration // since opened, when the request was sent that the follower took
+}
+
+// AppendEntries implements raft.Transport; heartbeats come here too.
+func (t *heardTransport) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	sent := time.Since(t.opened)
+	err := t.NetworkTransport.AppendEntries(id, target, req, resp)
+	if err == nil && resp.Success {
+		t.mu.Lock()
+		t.heard[nodeOf(id)] = sent
+		t.mu.Unlock()
+	}
+	return err
+}
+
+// majority reports whether self and others of the voters, together more than half, took a request sent since then.
+func (t *heardTransport) majority(self uint32, voters []uint32, since time.Duration) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := 0
+	for _, v := range voters {
+		if at, ok := t.heard[v]; v == self || ok && at >= since {
+			n++
+		}
+	}
+	return 2*n > len(voters)
+}
+
+// streamLayer carries Raft's connections over the mesh.
+type streamLayer struct {
+	mesh   *mesh.Mesh
+	stream string
+	node   uint32
+	ln     *mesh.Listener
+
+	mu    sync.Mutex
+	conns map[*layerConn]struct{} // both directions; closed with the layer
+	gone  func(error)             // hears what went wrong when dialing
+	shut  bool
+}
+
+type layerConn struct {
+	net.Conn
+	layer *streamLayer
+}
+
+// Close implements net.Conn.
+func (c *layerConn) Close() error {
+	c.layer.mu.Lock()
+	delete(c.layer.conns, c)
+	c.layer.mu.Unlock()
+	return c.Conn.Close()
+}
+
+func newStreamLayer(m *mesh.Mesh, stream string, node uint32, gone func(error)) *streamLayer {
+	return &streamLayer{mesh: m, stream: stream, node: node, ln: m.Listen(stream), conns: map[*layerConn]struct{}{}, gone: gone}
+}
+
+func (s *streamLayer) keep(c net.Conn) (net.Conn, error) {
+	lc := &layerConn{c, s}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.shut {
+		_ = c.Close()
+		return nil, net.ErrClosed
+	}
+	s.conns[lc] = struct{}{}
+	return lc, nil
+}
+
+// Accept implements net.Listener.
+func (s *streamLayer) Accept() (net.Conn, error) {
+	c, _, err := s.ln.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return s.keep(c)
+}
+
+// Dial implements raft.StreamLayer.
+func (s *streamLayer) Dial(to raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	c, err := s.mesh.Dial(ctx, nodeOf(to), s.stream)
+	if err != nil {
+		s.gone(err)
+		return nil, err
+	}
+	return s.keep(c)
+}
+
+// Close implements net.Listener; it ends all connections too.
+func (s *streamLayer) Close() error {
+	s.mu.Lock()
+	s.shut = true
+	var open []*layerConn
+	for c := range s.conns {
+		open = append(open, c)
+	}
+	s.mu.Unlock()
+	for _, c := range open {
+		_ = c.Close()
+	}
+	return s.ln.Close()
+}
+
+// Addr implements net.Listener: the node's id.
+func (s *streamLayer) Addr() net.Addr { return nodeAddr(serverID(s.node)) }
+
+type nodeAddr string
+
+// Network implements net.Addr.
+func (nodeAddr) Network() string { return "muster" }
+
+// String implements net.Addr.
+func (a nodeAddr) String() string { return string(a) }

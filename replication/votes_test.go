@@ -1,0 +1,38 @@
+package replication
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// TestVoteForAnUnknownVoter: a node that missed a promotion and the node that
+// was promoted are a majority, and the latter alone has the whole log.
+func TestVoteForAnUnknownVoter(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		c := newCluster(t, 2, Timing{})
+		lead := c.settle(2)
+		lagging := c.follower()
+		lead.must("a", "1")
+		third := c.add(3)
+		c.until("the third node follows", 10*time.Second, func() bool {
+			_, others := lead.Group.servers()
+			return slices.Contains(others, 3) && third.get("a") == "1"
+		})
+		c.isolate(lagging.id, true)
+		if err := lead.raft.AddVoter(serverID(3), raft.ServerAddress(serverID(3)), 0, time.Second).Error(); err != nil {
+			t.Fatal(err)
+		}
+		lead.must("b", "2")
+		if voters, _ := lagging.Group.servers(); slices.Contains(voters, 3) {
+			t.Fatal("the lagging node knows of the promotion")
+		}
+		lead.crash()
+		c.isolate(lagging.id, false)
+		c.until("the promoted node leads", 10*time.Second, func() bool { return third.Group.IsLeader() })
+		third.must("c", "3")
+		c.until("the lagging node has all", 10*time.Second, func() bool { return lagging.get("b") == "2" && lagging.get("c") == "3" })
+	})
+}
