@@ -1,0 +1,76 @@
+package router
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// bindings notes of which sessions the features of node 1 hear.
+type bindings struct {
+	mu  sync.Mutex
+	got []string
+}
+
+// Name implements Feature.
+func (*bindings) Name() string { return "bindings" }
+
+// Setup implements Feature.
+func (b *bindings) Setup(reg *Registry) error {
+	if reg.Router().Node() != 1 {
+		return nil
+	}
+	reg.OnBind(func(c *Ctx) {
+		state := " is new"
+		if c.Session.Reattached() {
+			state = " has moved"
+		}
+		if c.Session.Available() {
+			state += ", available"
+		}
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.got = append(b.got, c.Session.JID.Local+state)
+	})
+	return nil
+}
+
+// TestAppearedDuringIsolation: a session that asked its home over a link that was cut, and was bound and became
+// available on its isolated node meanwhile, is one of which the home's features hear when it is there.
+func TestAppearedDuringIsolation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		heard := &bindings{}
+		g := newRig(t, 2, heard)
+		defer g.close()
+		g.users(1, "alice")
+		time.Sleep(time.Second)
+		g.net.Partition([]string{"n1"}, []string{"n2"})
+		alice := &client{g: g, name: "alice/a"}
+		bound := make(chan *Session, 1)
+		go func() {
+			s, err := g.nodes[2].r.Bind(context.Background(), BindRequest{User: addr("alice"), Resource: "a", Sink: alice})
+			if err != nil {
+				t.Error(err)
+			}
+			bound <- s
+		}()
+		time.Sleep(time.Second)
+		g.nodes[2].r.LeaderContact(IsolationAfter + time.Millisecond)
+		if alice.s = <-bound; alice.s == nil {
+			t.Fatal("the isolated node does not bind the session")
+		}
+		alice.send(presence("", 0))
+		synctest.Wait()
+		g.net.HealAll()
+		time.Sleep(2 * time.Second)
+		g.nodes[2].r.LeaderContact(0)
+		time.Sleep(2 * time.Second)
+		heard.mu.Lock()
+		defer heard.mu.Unlock()
+		if n := len(heard.got); n == 0 || heard.got[n-1] != "alice has moved, available" {
+			t.Errorf("the home's features heard of %q", heard.got)
+		}
+	})
+}

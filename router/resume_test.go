@@ -1,0 +1,59 @@
+package router
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"muster/internal/fault"
+)
+
+// shelf is a recorder that has one session on record, whoever asks.
+type shelf struct{ rec Recorded }
+
+func (s shelf) Name() string            { return "shelf" }
+func (s shelf) Setup(g *Registry) error { g.SetRecorder(s); return nil }
+func (s shelf) Record(Recorded)         {}
+
+func (s shelf) Confirm(_, _ uint64, done func()) { go done() }
+
+func (s shelf) Claim(_ *Ctx, _ uint64, _ []byte, _ uint32, _ uint64, done func(Recorded, error)) {
+	done(s.rec, nil)
+}
+
+// TestWhatWasHandledIsTold: a session that cannot go on because its resource is taken says how far it had come, at its home and elsewhere.
+func TestWhatWasHandledIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newRig(t, 3, shelf{Recorded{Record: Record{Base: 10}, Resource: "desk", Handled: 17}})
+		defer g.close()
+		g.users(1, "alice")
+		time.Sleep(time.Second)
+		g.online(1, "alice/desk")
+		for _, node := range []uint32{1, 3} {
+			s, at, err := g.nodes[node].r.Resume(context.Background(), ResumeRequest{User: addr("alice"), ID: 99, Key: []byte("key"), Sink: &client{g: g}})
+			if s != nil || !fault.Is(err, fault.NotFound) || at != (Resumed{Handled: 7, Known: true}) {
+				t.Errorf("at node %d: %v, %+v, %v", node, s, at, err)
+			}
+		}
+	})
+}
+
+// TestOneResumesAtATime: while a session is being resumed at a node, nobody is told there that it does not exist.
+func TestOneResumesAtATime(t *testing.T) {
+	simulate(t, 1, func(g *rig) {
+		g.users(1, "alice")
+		time.Sleep(time.Second)
+		r := g.nodes[1].r
+		resuming, ending := &Session{r: r, id: 7, user: addr("alice")}, &Session{r: r, id: 8, user: addr("alice"), ending: &unbinding{}}
+		r.sessions.add(resuming)
+		r.sessions.add(ending)
+		defer r.sessions.remove(resuming)
+		defer r.sessions.remove(ending)
+		for id, want := range map[uint64]fault.Code{7: fault.Unavailable, 8: fault.NotFound} {
+			if _, _, err := r.Resume(context.Background(), ResumeRequest{User: addr("alice"), ID: id, Sink: &client{g: g}}); !fault.Is(err, want) {
+				t.Errorf("session %d: %v", id, err)
+			}
+		}
+	})
+}
