@@ -1,0 +1,262 @@
+package message
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"muster/feature/message/state"
+	"muster/log"
+)
+
+// Bounds of the collector.
+const (
+	collectFor  = 50 * time.Millisecond // what nobody waits for gathers so long into one record
+	collectSoon = 2 * time.Millisecond  // what a client waits for
+	collectMost = 4096                  // messages, or sessions, of one record; of session records a sixteenth
+	collectMax  = 1 << 16               // messages that wait; beyond it some are given up, and will be offered again
+	collectTry  = 10 * time.Second      // for one record to be written
+	collectRest = time.Second           // before the next try
+)
+
+// collector gathers what clients have confirmed, the state of sessions and
+// which have ended into few records. What is lost with the process is offered
+// again, with the same ids.
+type collector struct {
+	propose proposeFunc
+
+	mu      sync.Mutex
+	now     gathered
+	timer   *time.Timer // nil: nothing is to be written
+	due     time.Time
+	writing bool
+	stopped bool
+}
+
+// gathered is what is to be written.
+type gathered struct {
+	inboxes  map[string][]uint64
+	owners   []string // of inboxes, in order of arrival
+	numbers  int
+	steps    map[uint64]state.Step
+	told     []func() // to be called when steps are written
+	sessions map[uint64]*log.Entry
+	order    []uint64 // of sessions
+	ended    []uint64
+}
+
+func newGathered() gathered {
+	return gathered{inboxes: map[string][]uint64{}, steps: map[uint64]state.Step{}, sessions: map[uint64]*log.Entry{}}
+}
+
+func (g *gathered) empty() bool {
+	return len(g.owners) == 0 && len(g.steps) == 0 && len(g.order) == 0 && len(g.ended) == 0
+}
+
+func newCollector(propose proposeFunc) *collector {
+	return &collector{propose: propose, now: newGathered()}
+}
+
+// gather lets fn add something, to be written after a while.
+func (t *collector) gather(after time.Duration, fn func(g *gathered)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.stopped {
+		return
+	}
+	fn(&t.now)
+	t.schedule(after)
+}
+
+// schedule has what is gathered written. The caller holds mu.
+func (t *collector) schedule(after time.Duration) {
+	due := time.Now().Add(after)
+	switch {
+	case t.writing: // writes on when it is done
+	case t.timer == nil:
+		t.timer, t.due = time.AfterFunc(after, t.write), due
+	case due.Before(t.due):
+		t.timer.Reset(after)
+		t.due = due
+	}
+}
+
+// add notes that a session's client has messages of owner.
+func (t *collector) add(owner string, session uint64, numbers []uint64) {
+	t.gather(collectFor, func(g *gathered) {
+		if g.numbers += len(numbers); g.numbers > collectMax && len(g.owners) > 0 {
+			g.numbers -= len(g.inboxes[g.owners[0]])
+			delete(g.inboxes, g.owners[0])
+			g.owners = g.owners[1:]
+		}
+		if _, known := g.inboxes[owner]; !known {
+			g.owners = append(g.owners, owner)
+		}
+		g.inboxes[owner] = append(g.inboxes[owner], numbers...)
+		if session == 0 {
+			return
+		}
+		step := g.steps[session]
+		step.Session = session
+		for _, n := range numbers {
+			step.Cursor = max(step.Cursor, n)
+		}
+		g.steps[session] = step
+	})
+}
+
+// confirm has it written that a session's input is handled up to input, and calls done then.
+func (t *collector) confirm(session, input uint64, done func()) {
+	t.gather(collectSoon, func(g *gathered) {
+		step := g.steps[session]
+		step.Session, step.Confirmed = session, max(step.Confirmed, input)
+		g.steps[session] = step
+		g.told = append(g.told, done)
+	})
+}
+
+// record has a session's state written in place of its earlier one.
+func (t *collector) record(session uint64, e *log.Entry) {
+	t.gather(collectSoon, func(g *gathered) {
+		if g.sessions[session] == nil {
+			g.order = append(g.order, session)
+		}
+		g.sessions[session] = e
+	})
+}
+
+// forget notes that a session has ended.
+func (t *collector) forget(session uint64) {
+	t.gather(collectFor, func(g *gathered) {
+		if len(g.ended) < collectMax {
+			g.ended = append(g.ended, session)
+		}
+	})
+}
+
+// write writes until nothing is left.
+func (t *collector) write() {
+	for t.writeOnce(collectTry) {
+	}
+}
+
+// writeOnce writes one record; false: nothing is left, or the log does not take it now.
+func (t *collector) writeOnce(most time.Duration) bool {
+	t.mu.Lock()
+	if t.writing || t.now.empty() {
+		t.timer = nil
+		t.mu.Unlock()
+		return false
+	}
+	t.writing = true
+	batch := t.now.take()
+	t.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), most)
+	defer cancel()
+	_, err := t.propose(ctx, batch.entries()...)
+	if err == nil {
+		for _, done := range batch.told {
+			done()
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.writing = false
+	if err == nil {
+		return true
+	}
+	t.now.putBack(&batch)
+	if t.timer = nil; !t.stopped {
+		t.schedule(collectRest)
+	}
+	return false
+}
+
+// take removes what one record may hold.
+func (g *gathered) take() gathered {
+	out := *g
+	*g = newGathered()
+	taken := 0
+	for i, owner := range out.owners {
+		if taken += len(out.inboxes[owner]); taken > collectMost && i > 0 {
+			for _, later := range out.owners[i:] {
+				g.inboxes[later] = out.inboxes[later]
+				g.numbers += len(out.inboxes[later])
+				delete(out.inboxes, later)
+			}
+			g.owners, out.owners = out.owners[i:], out.owners[:i:i]
+			break
+		}
+	}
+	if most := collectMost / 16; len(out.order) > most {
+		for _, id := range out.order[most:] {
+			g.sessions[id] = out.sessions[id]
+		}
+		g.order, out.order = out.order[most:], out.order[:most:most]
+	}
+	if len(out.ended) > collectMost {
+		g.ended, out.ended = out.ended[collectMost:], out.ended[:collectMost:collectMost]
+	}
+	return out
+}
+
+// entries is what is gathered as a record: states of sessions first, since steps are only of sessions on record.
+func (g *gathered) entries() (out []*log.Entry) {
+	for _, id := range g.order {
+		out = append(out, g.sessions[id])
+	}
+	if len(g.owners) > 0 || len(g.steps) > 0 {
+		steps := make([]state.Step, 0, len(g.steps))
+		for _, s := range g.steps {
+			steps = append(steps, s)
+		}
+		out = append(out, state.TakenEntry(g.inboxes, g.owners, steps))
+	}
+	if len(g.ended) > 0 {
+		out = append(out, state.ForgetEntry(g.ended))
+	}
+	return out
+}
+
+// putBack takes in again what could not be written; what came since is newer.
+func (g *gathered) putBack(old *gathered) {
+	for _, owner := range old.owners {
+		if _, known := g.inboxes[owner]; !known {
+			g.owners = append(g.owners, owner)
+		}
+		g.inboxes[owner] = append(g.inboxes[owner], old.inboxes[owner]...)
+		g.numbers += len(old.inboxes[owner])
+	}
+	for id, step := range old.steps {
+		now := g.steps[id]
+		g.steps[id] = state.Step{Session: id, Confirmed: max(now.Confirmed, step.Confirmed), Cursor: max(now.Cursor, step.Cursor)}
+	}
+	g.told = append(old.told, g.told...)
+	for _, id := range old.order {
+		if g.sessions[id] == nil {
+			g.sessions[id] = old.sessions[id]
+			g.order = append(g.order, id)
+		}
+	}
+	g.ended = append(old.ended, g.ended...)
+}
+
+// stop writes what is left, as far as the time allows.
+func (t *collector) stop(ctx context.Context) {
+	until := time.Now().Add(flushTime)
+	if end, ok := ctx.Deadline(); ok && end.Before(until) {
+		until = end
+	}
+	for time.Now().Before(until) {
+		t.mu.Lock()
+		idle := t.now.empty() && !t.writing
+		t.mu.Unlock()
+		if idle || !t.writeOnce(time.Until(until)) && idle {
+			break
+		}
+		time.Sleep(time.Millisecond) // a write that is under way
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.stopped = true
+}
