@@ -1,0 +1,106 @@
+package xmpp
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"muster/internal/fault"
+	"muster/internal/jid"
+	"muster/router"
+)
+
+// elsewhere is a session of alice that another node has on record; resume answers for the router.
+func elsewhere(t *testing.T, wait time.Duration, resume func(ctx context.Context, q router.ResumeRequest) (Session, router.Resumed, error)) (f *fixture, id string) {
+	t.Helper()
+	f = start(t)
+	f.srv.resumeWait = wait
+	f.router.resume = resume
+	return f, newResumeID(testKey, 77, jid.MustParse("alice@example.com"))
+}
+
+// takeOver is what the router gives for the session when it can be had.
+func takeOver(f *fixture, q router.ResumeRequest) (Session, router.Resumed, error) {
+	return &fakeSession{r: f.router, number: q.ID, full: q.User.WithResource("desk"), sink: q.Sink, ended: make(chan struct{})},
+		router.Resumed{Base: 2, Handled: 5}, nil
+}
+
+func noQuorum() error { return fault.New(fault.NoQuorum, "fake.resume", "", "no majority") }
+
+// TestResumeWaitsForTheCluster: a cluster that has no majority for a moment costs the client a moment.
+func TestResumeWaitsForTheCluster(t *testing.T) {
+	var f *fixture
+	asked := 0
+	f, id := elsewhere(t, testPatience, func(_ context.Context, q router.ResumeRequest) (Session, router.Resumed, error) {
+		if asked++; asked < 3 {
+			return nil, router.Resumed{}, noQuorum()
+		}
+		return takeOver(f, q)
+	})
+	back := f.returning("alice")
+	back.send(resumeElement(id, 0))
+	back.expect(`^<resumed xmlns='urn:xmpp:sm:3' h='3' previd='` + id + `'/>`)
+	if m := f.srv.Metrics(); m.Resumed != 1 || m.ResumePutOff != 0 || m.ResumeFailed != 0 || m.Sessions != 1 {
+		t.Errorf("metrics %+v", m)
+	}
+}
+
+// TestResumeIsPutOff: a session that nobody can look up now is not said not to exist.
+func TestResumeIsPutOff(t *testing.T) {
+	f, id := elsewhere(t, 10*time.Millisecond, func(context.Context, router.ResumeRequest) (Session, router.Resumed, error) {
+		return nil, router.Resumed{}, noQuorum()
+	})
+	back := f.returning("alice")
+	back.send(resumeElement(id, 0))
+	back.expect(`^<stream:error><resource-constraint `)
+	back.closed()
+	if m := f.srv.Metrics(); m.Resumed != 0 || m.ResumePutOff != 1 || m.ResumeFailed != 0 || m.Sessions != 0 {
+		t.Errorf("metrics %+v", m)
+	}
+}
+
+// TestResumedTooLate: what the cluster hands over after the client was put off waits for it here.
+func TestResumedTooLate(t *testing.T) {
+	var f *fixture
+	proceed := make(chan struct{})
+	f, id := elsewhere(t, 10*time.Millisecond, func(ctx context.Context, q router.ResumeRequest) (Session, router.Resumed, error) {
+		select {
+		case <-proceed:
+		case <-ctx.Done():
+			return nil, router.Resumed{}, ctx.Err()
+		}
+		return takeOver(f, q)
+	})
+	first := f.returning("alice")
+	first.send(resumeElement(id, 4))
+	first.expect(`^<stream:error><resource-constraint `)
+	close(proceed)
+	f.until("the session is here", func() bool { return f.srv.Metrics().Hibernated == 1 })
+	back := f.returning("alice")
+	back.send(resumeElement(id, 4))
+	back.expect(`^<resumed xmlns='urn:xmpp:sm:3' h='3' previd='` + id + `'/>`)
+	if m := f.srv.Metrics(); m.Resumed != 1 || m.Hibernated != 0 || m.Sessions != 1 {
+		t.Errorf("metrics %+v", m)
+	}
+}
+
+func TestResumeSaysWhatWasHandled(t *testing.T) {
+	for name, tt := range map[string]struct {
+		at   router.Resumed
+		want string
+	}{
+		"known":     {router.Resumed{Handled: 3, Known: true}, `<failed xmlns='urn:xmpp:sm:3' h='3'><item-not-found `},
+		"nothing":   {router.Resumed{Known: true}, `<failed xmlns='urn:xmpp:sm:3' h='0'><item-not-found `},
+		"not known": {router.Resumed{}, `<failed xmlns='urn:xmpp:sm:3'><item-not-found `},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f, id := elsewhere(t, testPatience, func(context.Context, router.ResumeRequest) (Session, router.Resumed, error) {
+				return nil, tt.at, fault.New(fault.NotFound, "fake.resume", "", "")
+			})
+			back := f.returning("alice")
+			back.send(resumeElement(id, 0))
+			back.expect(tt.want)
+			back.bind("anew")
+		})
+	}
+}
