@@ -233,8 +233,12 @@ func (a *Actor) Deliver(at *Attached, p *stanza.Packet) {
 }
 
 // Route sends a stanza anywhere by p.To; p.From must be set. An error comes back as a stanza to p.From.
-func (a *Actor) Route(p *stanza.Packet) {
-	var after dependency
+func (a *Actor) Route(p *stanza.Packet) { a.RouteChange(p, 0) }
+
+// RouteChange is Route for a stanza that tells of a change of the control log at
+// index: the recipient's home hands it on when it knows that change itself.
+func (a *Actor) RouteChange(p *stanza.Packet, index uint64) {
+	after := dependency{change: index}
 	if at := a.sender; at != nil {
 		if after.stored = at.stored; at.session == nil && at.row.Sequence != 0 {
 			after.node, after.row = at.Node, at.row

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"muster/fsm/cluster"
+	"muster/fsm/config"
 	"muster/internal/fault"
 	"muster/router/stanza"
 )
@@ -772,5 +773,33 @@ func TestFollowerOfAWaitingMessage(t *testing.T) {
 			t.Fatal(err)
 		}
 		alice.want("message chat bob/b kept", "message chat bob/b after")
+	})
+}
+
+// TestRouteChange: what tells of a change reaches nobody whose home does not know that change yet.
+func TestRouteChange(t *testing.T) {
+	simulate(t, 2, func(g *rig) {
+		g.users(1, "alice")
+		g.users(2, "bob")
+		time.Sleep(time.Second)
+		g.online(1, "alice/a")
+		bob := g.online(2, "bob/b")
+		time.Sleep(time.Second)
+		bob.take()
+		g.nodes[2].deaf.Store(true)
+		change := g.must(config.AddDomainEntry("new.test"))
+		tell := func(id string, index uint64) {
+			g.nodes[1].r.Active(addr("alice"), func(c *Ctx) {
+				c.RouteChange(&stanza.Packet{Kind: stanza.KindMessage, From: addr("alice/a"), To: addr("bob/b"), Type: "chat", ID: id}, index)
+			})
+		}
+		tell("of an older one", change.Index-1)
+		bob.want("message chat alice/a of an older one")
+		tell("of this one", change.Index)
+		time.Sleep(time.Second)
+		bob.want()
+		g.nodes[2].deaf.Store(false)
+		g.nodes[2].catchUp()
+		bob.want("message chat alice/a of this one")
 	})
 }

@@ -70,18 +70,18 @@ func (r *Router) toActor(p *stanza.Packet, hops uint8, after dependency, via *Ac
 		_ = r.links.Send(home, kindRoute, appendRoute(0, hops, after, p), true) // congested: the sender's silence is all that is left
 		return
 	}
-	if a := r.actors.get(user); a != nil && r.postStanza(a, p, hops, 0, after.stored, via) {
+	if a := r.actors.get(user); a != nil && r.postStanza(a, p, hops, after.change, after.stored, via) {
 		return
 	}
 	home, where := r.locate(user)
 	switch where {
 	case here:
-		r.arrive(user, p, hops, 0, after.stored, via)
+		r.arrive(user, p, hops, after.change, after.stored, via)
 	case elsewhere:
 		if via != nil && via.sender != nil {
 			via.sender.noteLive(home.Node)
 		}
-		err := r.hand(home.Node, kindRoute, appendRoute(home.Epoch, hops, after, p), p.Kind == stanza.KindIQ && !p.IsRequest())
+		err := r.hand(home.Node, kindRoute, appendRoute(max(home.Epoch, after.change), hops, after, p), p.Kind == stanza.KindIQ && !p.IsRequest())
 		if err != nil {
 			r.congested(p, err)
 		}

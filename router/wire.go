@@ -104,12 +104,14 @@ func (s *scanner) err() error {
 	return nil
 }
 
-// dependency is what a stanza must not overtake: the last presence and the last kept message of the session that sent it.
+// dependency is what a stanza must not overtake: the last presence and the last
+// kept message of the session that sent it, and a change that it tells of.
 type dependency struct {
 	node uint32 // the row's origin; 0: none
 	row  hot.Position
 
 	stored uint64 // number of a kept message that it must not overtake either; 0: none
+	change uint64 // index in the control log, which on a link is part of the epoch; 0: none
 }
 
 func appendRoute(epoch uint64, hops uint8, after dependency, p *stanza.Packet) []byte {

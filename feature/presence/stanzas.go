@@ -65,7 +65,7 @@ func (f *Feature) subscription(c *router.Ctx, p *stanza.Packet, typ rosterstate.
 			return
 		}
 		for _, s := range outcome.Stanzas {
-			c.Route(passed(s, bare))
+			c.RouteChange(passed(s, bare), res.Index)
 		}
 	}, entry)
 }

@@ -107,20 +107,20 @@ func set(c *router.Ctx, iq *stanza.Packet) {
 			return
 		}
 		if ch.remove {
-			passOn(c, res.Value)
+			passOn(c, res)
 		}
 		c.Reply(iq.Result(nil))
 	}, entry)
 }
 
 // passOn sends the stanzas that end a removed contact's subscriptions.
-func passOn(c *router.Ctx, value []byte) {
-	outcome, err := state.DecodeOutcome(value)
+func passOn(c *router.Ctx, res fsm.Result) {
+	outcome, err := state.DecodeOutcome(res.Value)
 	if err != nil {
 		return // the entry's own handler wrote it; the rosters are right in any case
 	}
 	for _, s := range outcome.Stanzas {
-		c.Route(stanza.WithInner(stanza.KindPresence, s.Type.String(), "", s.From, s.To, nil))
+		c.RouteChange(stanza.WithInner(stanza.KindPresence, s.Type.String(), "", s.From, s.To, nil), res.Index)
 	}
 }
 
