@@ -2,6 +2,7 @@ package router
 
 import (
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,13 +17,20 @@ import (
 func TestOrderingPatience(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &Router{}
+		var mu sync.Mutex
 		var got []string
 		take := func(name string, record uint64) {
-			r.order.take(r, dependency{stored: record << fsm.OrdinalBits}, func() { got = append(got, name) })
+			r.order.take(r, dependency{stored: record << fsm.OrdinalBits}, func() {
+				mu.Lock()
+				defer mu.Unlock()
+				got = append(got, name)
+			})
 		}
 		want := func(when string, names ...string) {
 			t.Helper()
 			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
 			if !slices.Equal(got, names) {
 				t.Fatalf("%s: %q came through, want %q", when, got, names)
 			}
@@ -48,6 +56,8 @@ func TestOrderingPatience(t *testing.T) {
 			t.Errorf("%d are counted as waiting", n)
 		}
 		time.Sleep(2 * maxDelay)
+		r.order.mu.Lock()
+		defer r.order.mu.Unlock()
 		if len(r.order.timed) != 0 {
 			t.Errorf("timers are left: %v", r.order.timed)
 		}
