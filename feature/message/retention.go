@@ -30,6 +30,7 @@ const (
 	trimEvery  = time.Minute            // for messages to trim
 	stepPause  = 100 * time.Millisecond // between entries, each of which removes state.MaxSweep messages
 	stepTry    = 10 * time.Second       // for one entry to be written
+	maxIdle    = 4096                   // sessions that one entry forgets
 	maxWeighed = 20_000                 // messages that one round trims for their size
 	maxDeleted = 10_000                 // deleted users that wait; beyond it all owners are looked through
 	clockTrust = 7 * 24 * time.Hour     // a clock that is further ahead of the newest message than that does not count
@@ -223,10 +224,14 @@ func (t *Retention) findOrphans(ctx context.Context) error {
 	return nil
 }
 
-// forgetLost forgets sessions whose nodes are gone and whose clients did not come back in their time.
+// forgetLost forgets sessions whose nodes are gone and whose clients did not
+// come back in their time, and those of which nothing is left but an old input.
 func (t *Retention) forgetLost(ctx context.Context) error {
 	for {
 		lost := state.Lost(t.Messages, time.Now(), state.MaxSweep, t.Alive)
+		if len(lost) == 0 {
+			lost = state.Idle(t.Messages, maxIdle)
+		}
 		if len(lost) == 0 {
 			return nil
 		}

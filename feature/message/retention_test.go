@@ -351,3 +351,34 @@ func TestLostSessionsAreForgotten(t *testing.T) {
 		}
 	})
 }
+
+// TestIdleInputsAreForgotten: the input of a session that is not on record is forgotten when no retry of it can be under way, not before.
+func TestIdleInputsAreForgotten(t *testing.T) {
+	keep(t, func(k *keeping) {
+		propose := func(e *log.Entry) {
+			if res, err := k.Propose(context.Background(), e); err != nil || res[0].Err != nil {
+				t.Fatal(err, res[0].Err)
+			}
+		}
+		send := func(session uint64) {
+			propose(state.PutEntry(state.Put{From: "alice@example.com", To: "bob@example.com", XML: []byte("<message/>"), KeepSent: true, Session: session, Input: 1}))
+		}
+		remembered := func() (ids []uint64) {
+			state.EachSession(k.messages.M, func(id uint64) { ids = append(ids, id) })
+			return ids
+		}
+		propose(state.SessionEntry(state.Session{ID: 3, User: "alice@example.com", Resource: "r", Key: []byte("k"), Node: 1, Timeout: 5 * time.Minute}, nil))
+		send(1)
+		send(3)
+		time.Sleep(4 * time.Minute)
+		if got := remembered(); !slices.Equal(got, []uint64{1, 3}) {
+			t.Fatalf("at first the sessions %v are remembered", got)
+		}
+		k.messages.M.Skip(k.messages.M.Applied() + 1<<14)
+		send(2)
+		time.Sleep(4 * time.Minute)
+		if got := remembered(); !slices.Equal(got, []uint64{2, 3}) {
+			t.Errorf("of a session that is idle for long, one that is not, and one on record, %v are remembered", got)
+		}
+	})
+}

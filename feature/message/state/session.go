@@ -98,6 +98,21 @@ func Lost(r fsm.Reader, now time.Time, limit int, alive func(node uint32, incarn
 	return out
 }
 
+// Idle returns the ids of at most limit sessions that are not on record and whose
+// input is remembered for nothing: they ended with their nodes, or have sent
+// nothing for long. What one of them sends later is remembered anew.
+func Idle(r fsm.Reader, limit int) []uint64 {
+	var out []uint64
+	r.Scan(inputs, nil, nil, func(k, _ []byte) bool {
+		id := numberOf(k)
+		if _, recorded := r.Get(Sessions, k); !recorded && progressOf(r, id).isOld(r.Index()) {
+			out = append(out, id)
+		}
+		return len(out) < limit
+	})
+	return out
+}
+
 // EachSession calls fn once for every session that is on record or whose input is remembered.
 func EachSession(r fsm.Reader, fn func(id uint64)) {
 	r.Scan(inputs, nil, nil, func(k, _ []byte) bool { fn(numberOf(k)); return true })
@@ -165,6 +180,11 @@ func progressOf(r fsm.Reader, session uint64) (p progress) {
 		*v = binary.BigEndian.Uint64(row[8*i:])
 	}
 	return p
+}
+
+// isOld reports whether no retry of the last input can be under way at that index.
+func (p progress) isOld(index uint64) bool {
+	return index > remember && p.number < numberAt(index-remember, 0)
 }
 
 func (p progress) save(tx *fsm.Tx, session uint64) {

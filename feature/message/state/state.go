@@ -34,7 +34,7 @@ const (
 	MaxXML   = 1 << 20 // bytes of one stanza; edges admit less
 	MaxSweep = 256     // messages that one Trim or Purge removes at the most
 	maxTaken = 1 << 14 // messages that one Taken names
-	remember = 1 << 14 // records after which an ended session's input is forgotten: far more than a proposal may be under way
+	remember = 1 << 14 // records after which the input of a session that is not on record is forgotten: far more than a proposal may be under way
 )
 
 // Tables of this module.
@@ -355,7 +355,11 @@ func forget(tx *fsm.Tx, e *log.Entry) error {
 	}
 	for i, s := range body.Sessions {
 		tx.Delete(Sessions, numberKey(s))
-		if _, known := tx.Get(inputs, numberKey(s)); known {
+		switch _, known := tx.Get(inputs, numberKey(s)); {
+		case !known:
+		case progressOf(tx, s).isOld(tx.Index()):
+			tx.Delete(inputs, numberKey(s))
+		default:
 			tx.Insert(endedTable, binary.BigEndian.AppendUint32(numberKey(tx.Number()), uint32(i)), numberKey(s))
 		}
 	}
