@@ -43,6 +43,7 @@ type Attached struct {
 	ordinal    int              // proposals made during the present input
 	missed     []*stanza.Packet // what the client did not get, until the session has ended
 	aside      []*stanza.Packet // what the session's node was not sent: it ends, or the link is congested
+	replaced   bool             // it was resumed by another connection, from which what nobody finished with comes again
 	detached   bool             // it has another home, or will have: what it sent and nobody finished with goes there
 	over       bool             // its node's incarnation is over
 	ending     bool             // its end is here, perhaps behind input that is held

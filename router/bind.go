@@ -187,7 +187,7 @@ func (a *Actor) attach(req *attachment) {
 	}
 	if at := a.r.remote.get(req.id); at != nil && at.actor == a && !at.gone {
 		if at.Node != req.node {
-			a.r.answerAttach(req, nil, fault.New(fault.Conflict, "session.attach", a.user.String(), "the session was resumed at another node"))
+			a.r.answerAttach(req, nil, fault.New(fault.Gone, "session.attach", a.user.String(), "the session was resumed at another node"))
 			return
 		}
 		a.attachAgain(at, req)
@@ -410,6 +410,9 @@ func (s *Session) turnDown(err error) {
 	}
 	cond := stanza.StreamNotAuthorized
 	switch fault.CodeOf(err) {
+	case fault.Gone:
+		s.moved.Store(true)
+		fallthrough
 	case fault.Conflict:
 		cond = stanza.StreamConflict
 	case fault.TooLarge, fault.Overloaded:

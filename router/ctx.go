@@ -174,6 +174,9 @@ func (a *Actor) finished(c *Ctx, from jid.JID, done func(*Ctx, error), err error
 	at := c.Session
 	if at != nil {
 		defer a.release(at)
+		if at.detached || at.replaced {
+			return // the input is handled again, and its outcome told then
+		}
 	}
 	a.from, a.sender = from, at
 	defer func() { a.sender = nil }()

@@ -55,7 +55,7 @@ func (r *Router) Frame(peer uint32, kind byte, payload []byte) {
 			r.returned(user, s.b)
 		}
 	case kindPublished:
-		err = r.takePublished(payload)
+		err = r.takePublished(peer, payload)
 	case kindResumed:
 		err = r.takeResumed(payload)
 	case kindToken:
@@ -63,7 +63,7 @@ func (r *Router) Frame(peer uint32, kind byte, payload []byte) {
 	case kindMore:
 		err = r.takeMore(payload)
 	case kindInput, kindUndelivered, kindUnbind:
-		err = r.fromSession(kind, payload)
+		err = r.fromSession(peer, kind, payload)
 	case kindAttached, kindDeliver, kindCredit, kindPublish, kindMark, kindEnd, kindRelease:
 		err = r.fromHome(peer, kind, payload)
 	default:
@@ -109,11 +109,18 @@ func (r *Router) takeAttach(peer uint32, b []byte) error {
 	return nil
 }
 
-// fromSession takes what another node sends for a session of its own that is attached here.
-func (r *Router) fromSession(kind byte, b []byte) error {
+// fromSession takes what another node sends for a session of its own that is
+// attached here. A node from which the session was resumed elsewhere may not know
+// that yet, or its frames come late: they must not touch the session as it is now,
+// which has its client's word for all that was not finished with.
+func (r *Router) fromSession(peer uint32, kind byte, b []byte) error {
 	s := &scanner{b: b}
 	id := s.uint64()
 	at := r.remote.get(id)
+	moved := at != nil && at.Node != peer
+	if moved {
+		at = nil
+	}
 	e := event{kind: eventInput, at: at}
 	switch kind {
 	case kindUnbind:
@@ -137,6 +144,9 @@ func (r *Router) fromSession(kind byte, b []byte) error {
 		e.p = p
 	}
 	switch {
+	case kind == kindUnbind && moved:
+		_ = r.hand(peer, kindRelease, appendUint64(nil, id), true)
+	case kind == kindUndelivered && moved && e.p.Number != 0: // it was offered where the session is now
 	case kind == kindUndelivered && at == nil:
 		r.giveBack(e.p.To.Bare(), e.p)
 	case kind == kindUndelivered:
@@ -188,7 +198,11 @@ func (r *Router) fromHome(peer uint32, kind byte, b []byte) error {
 			s.mark(key, value)
 		}
 	case kindEnd:
-		if cond, text := sc.text(), sc.text(); !sc.bad {
+		switch cond, text := sc.text(), sc.text(); {
+		case sc.bad:
+		case cond == "":
+			s.resumedElsewhere()
+		default:
 			s.terminate(stanza.StreamCondition(cond), text)
 		}
 	case kindRelease:
@@ -259,11 +273,11 @@ func (s *Session) takePublish(home uint32, sc *scanner) error {
 	return nil
 }
 
-func (r *Router) takePublished(b []byte) error {
+func (r *Router) takePublished(peer uint32, b []byte) error {
 	s := &scanner{b: b}
 	at, n := r.remote.get(s.uint64()), s.uint64()
 	row := hot.Position{Incarnation: s.uint64(), Sequence: s.uint64()}
-	if at != nil && !s.bad {
+	if at != nil && at.Node == peer && !s.bad {
 		at.actor.finish(func(a *Actor) {
 			if !a.moved {
 				a.confirm(at, n, row)

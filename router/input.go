@@ -32,8 +32,8 @@ func (a *Actor) take(e *event) {
 		a.unbind(at, e.end)
 		return
 	}
-	if e.seq <= at.done {
-		return // handled already, before the session was attached again
+	if e.seq <= at.done || at.replaced {
+		return // handled already, before the session was attached again; or its client sends it again
 	}
 	at.current, at.ordinal = e.seq, 0
 	if e.p == nil { // the edge has answered it
@@ -197,7 +197,9 @@ func (a *Actor) unbind(at *Attached, u *unbinding) {
 	}
 	a.r.remote.remove(at)
 	for _, p := range slices.Concat(at.missed, u.undelivered, at.aside) {
-		a.undelivered(p)
+		if !at.replaced || p.Number == 0 { // else it was offered where the session is now
+			a.undelivered(p)
+		}
 	}
 	if at.session != nil {
 		at.session.finish()

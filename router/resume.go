@@ -288,14 +288,22 @@ func (a *Actor) replaceBy(old *Attached, got *Recorded) {
 	got.Presence, got.Published = old.Presence, old.published
 	a.remove(old)
 	a.r.remote.remove(old)
-	old.gone = true
-	const text = "the session was resumed elsewhere"
+	old.gone, old.replaced = true, true
 	if old.session != nil {
-		old.session.terminate(stanza.StreamConflict, text)
+		old.session.resumedElsewhere()
 		return
 	}
-	a.r.toSession(old, kindEnd, appendText(appendText(nil, string(stanza.StreamConflict)), text))
+	a.r.toSession(old, kindEnd, appendText(appendText(nil, ""), ""))
 }
+
+// resumedElsewhere ends the session here, but not at its home.
+func (s *Session) resumedElsewhere() {
+	s.moved.Store(true)
+	s.terminate(stanza.StreamConflict, "the session was resumed elsewhere")
+}
+
+// Moved reports whether the session goes on at another node, or by another connection to this one.
+func (s *Session) Moved() bool { return s.moved.Load() }
 
 // sendResumed tells the node of a resumed session what it is made of.
 func (r *Router) sendResumed(req *attachment, got *Recorded) {

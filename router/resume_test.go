@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"muster/internal/fault"
+	"muster/router/stanza"
 )
 
 // shelf is a recorder that has one session on record, whoever asks.
@@ -54,6 +55,49 @@ func TestOneResumesAtATime(t *testing.T) {
 			if _, _, err := r.Resume(context.Background(), ResumeRequest{User: addr("alice"), ID: id, Sink: &client{g: g}}); !fault.Is(err, want) {
 				t.Errorf("session %d: %v", id, err)
 			}
+		}
+	})
+}
+
+// TestResumedWhileTheLinkWasCut: a session that was resumed at another node, while its old node could not hear of
+// it, stays there when that node is heard again; the old node lets go of it, and may have it back.
+func TestResumedWhileTheLinkWasCut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newRig(t, 3, shelf{Recorded{Record: Record{Key: []byte("key")}, Resource: "phone", Handled: 1, Presence: presence("", 0)}})
+		defer g.close()
+		g.users(1, "alice", "bob")
+		time.Sleep(time.Second)
+		bob := g.online(1, "bob/b")
+		resume := func(node uint32, name string) *client {
+			c := &client{g: g, name: name}
+			s, _, err := g.nodes[node].r.Resume(context.Background(), ResumeRequest{User: addr("alice"), ID: 99, Key: []byte("key"), Sink: c})
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			c.s = s
+			return c
+		}
+		first := resume(2, "at node 2")
+		g.net.Cut("n1", "n2")
+		g.net.Cut("n2", "n1")
+		first.message("bob/b", "lost with the connection, sent again")
+		second := resume(3, "at node 3")
+		second.message("bob/b", "1")
+		bob.want("message chat alice/phone 1")
+		g.net.HealAll()
+		time.Sleep(5 * time.Second)
+		if first.ended() != stanza.StreamConflict || !first.s.Moved() {
+			t.Errorf("the old session ended with %q, moved %v", first.ended(), first.s.Moved())
+		}
+		second.message("bob/b", "2")
+		bob.want("message chat alice/phone 2")
+		bob.message("alice/phone", "3")
+		second.want("message chat bob/b 3")
+		third := resume(2, "at node 2 again")
+		third.message("bob/b", "4")
+		bob.want("message chat alice/phone 4")
+		if second.ended() != stanza.StreamConflict {
+			t.Errorf("the second session ended with %q", second.ended())
 		}
 	})
 }

@@ -75,7 +75,8 @@ type Session struct {
 	published uint64       // presence changes so far
 	row       hot.Position // of the last one
 	marks     marks
-	ending    *unbinding // End was called
+	moved     atomic.Bool // resumed elsewhere
+	ending    *unbinding  // End was called
 	ended     time.Time
 
 	out     sync.Mutex // held while the sink is called

@@ -90,19 +90,14 @@ func (ws *writes) next() bool {
 		return false
 	}
 	free := func() {}
+	slow := time.NewTimer(writeSlow)
+	defer slow.Stop()
 	select {
 	case ws.slots <- struct{}{}:
 		free = func() { <-ws.slots }
-	default:
-		slow := time.NewTimer(writeSlow)
-		defer slow.Stop()
-		select {
-		case ws.slots <- struct{}{}:
-			free = func() { <-ws.slots }
-		case <-slow.C:
-		case <-ws.r.ctx.Done():
-			return false
-		}
+	case <-slow.C:
+	case <-ws.r.ctx.Done():
+		return false
 	}
 	batch := ws.take()
 	go func() {

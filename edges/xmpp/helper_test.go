@@ -64,6 +64,7 @@ type fakeSession struct {
 	record      router.Record
 	handled     uint64   // stanzas taken
 	taken       []uint64 // kept messages that the client has
+	moved       bool     // it goes on elsewhere
 }
 
 func (r *fakeRouter) Bind(ctx context.Context, b BindRequest) (Session, error) {
@@ -147,6 +148,9 @@ func (s *fakeSession) Record(rec router.Record) {
 
 func (s *fakeSession) Confirm(uint64) {}
 
+func (s *fakeSession) Moved() bool { return s.moved }
+
+// Suspend implements Session.
 func (s *fakeSession) Suspend() bool {
 	s.r.mu.Lock()
 	departing := s.r.departing

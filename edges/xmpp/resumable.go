@@ -61,6 +61,13 @@ func (r *resumables) expire(sm *management, handled uint32) {
 	r.order = append(r.order, sm.id)
 }
 
+// forget takes a session out that goes on at another node: only the cluster knows what becomes of it.
+func (r *resumables) forget(sm *management) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.live, sm.id)
+}
+
 // all returns the resumable sessions.
 func (r *resumables) all() []*session {
 	r.mu.Lock()

@@ -55,6 +55,7 @@ type Session interface {
 	Location() string
 	Confirm(input uint64)
 	Suspend() bool
+	Moved() bool
 	End(clean bool, undelivered []*stanza.Packet)
 }
 

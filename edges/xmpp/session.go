@@ -277,7 +277,11 @@ func (s *session) end(clean bool) {
 	s.over, s.ended = true, true
 	undelivered := s.undelivered()
 	sm := s.sm
-	if sm != nil {
+	switch {
+	case sm == nil:
+	case s.bound.Moved():
+		s.run.resumable.forget(sm)
+	default:
 		s.run.resumable.expire(sm, s.handled())
 	}
 	s.pending, s.held, s.strays, s.bytes = nil, nil, nil, 0
