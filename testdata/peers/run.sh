@@ -2,7 +2,10 @@
 # Measures Muster, ejabberd, Prosody and a bare TLS relay by the same load, a few
 # times each and interleaved, and prints one table of medians. `make bench-peers`.
 #
-#   ROUNDS=3 SESSIONS=2000 SECS=6 SERVERS="relay muster ejabberd prosody" testdata/peers/run.sh
+#   ROUNDS=3 SESSIONS=2000 SECS=6 SERVERS="relay muster muster-three ejabberd ejabberd-archive prosody" testdata/peers/run.sh
+#
+# muster-three is a cluster of three nodes, whose clients are spread over them;
+# ejabberd-archive keeps all messages in PostgreSQL. Both only chat.
 #
 # Everything listens on 127.0.0.1, lives in a scratch folder and is gone afterwards.
 set -euo pipefail
@@ -13,7 +16,7 @@ BIN=${BIN:-$ROOT/bin}
 ROUNDS=${ROUNDS:-3}
 SESSIONS=${SESSIONS:-2000}         # accounts, and idle sessions
 SECS=${SECS:-6}                    # of each timed run
-SERVERS=${SERVERS:-relay muster ejabberd prosody}
+SERVERS=${SERVERS:-relay muster muster-three ejabberd ejabberd-archive prosody}
 SCENARIOS=${SCENARIOS:-idle login chat chat-open presence}
 OUT=${OUT:-}                       # keep the results (JSON) here
 BENCH=${BENCH:-$BIN/musterbench}
@@ -53,11 +56,15 @@ cleanup() {
 
 # The peers come from Debian; their own services must not start.
 install_peers() {
-	local missing=() policy=/usr/sbin/policy-rc.d ours=
-	for name in ejabberd prosody; do
-		case " $SERVERS " in
-		*" $name "*) dpkg -s "$name" >/dev/null 2>&1 || missing+=("$name") ;;
+	local wanted=() missing=() policy=/usr/sbin/policy-rc.d ours=
+	for name in $SERVERS; do
+		case $name in
+		ejabberd | prosody) wanted+=("$name") ;;
+		ejabberd-archive) wanted+=(ejabberd erlang-p1-pgsql postgresql) ;;
 		esac
+	done
+	for name in "${wanted[@]}"; do
+		dpkg -s "$name" >/dev/null 2>&1 || missing+=("$name")
 	done
 	[ ${#missing[@]} -gt 0 ] || return 0
 	[ "$(id -u)" = 0 ] || fail "please install: apt-get install ${missing[*]} (or run this as root)"
@@ -74,8 +81,17 @@ install_peers() {
 # measure ROUND NAME: all scenarios against the server that was just started.
 measure() {
 	local round=$1 name=$2 scenario
-	local target=(--label "$name" --address "$ADDRESS" --transport "$TRANSPORT" --pid "$PID" --users "$USERS" --accounts "$SESSIONS" --sources 8 --json)
+	local target=(--label "$name" --users "$USERS" --accounts "$SESSIONS" --sources 8 --json)
+	if [ -n "$CLUSTER" ]; then
+		target+=(--cluster "$CLUSTER")
+	else
+		target+=(--address "$ADDRESS" --transport "$TRANSPORT" --pid "${MEASURED:-$PID}")
+	fi
 	for scenario in $SCENARIOS; do
+		case $name-$scenario in
+		muster-three-chat* | ejabberd-archive-chat*) ;;
+		muster-three-* | ejabberd-archive-*) continue ;;
+		esac
 		local out="$RESULTS/$round-$name-$scenario.json" args
 		case $scenario in
 		idle) args=(idle --sessions "$SESSIONS" --settle 4s --workers 4) ;;
@@ -109,10 +125,12 @@ for round in $(seq "$ROUNDS"); do
 		echo "round $round of $ROUNDS: $name" >&2
 		dir="$WORK/$name-$round"
 		mkdir -p "$dir"
-		STOP=
-		"start_$name" "$dir"
+		STOP='' CLUSTER='' MEASURED=''
+		"start_${name/-/_}" "$dir"
 		measure "$round" "$name"
-		stop "${STOP:-$PID}"
+		for pid in ${STOP:-$PID}; do
+			stop "$pid"
+		done
 		rm -rf "$dir"
 	done
 done

@@ -1,8 +1,9 @@
 # How each server of the benchmark is started. Sourced by run.sh, which sets
 # WORK (scratch folder), BENCH (the musterbench binary), DOMAIN, USERS and SESSIONS.
 #
-# start_NAME DIR leaves the server running and sets PID (what is measured), ADDRESS
-# and TRANSPORT, and STOP where another process than PID is to be stopped.
+# start_NAME DIR leaves the server running and sets PID, ADDRESS and TRANSPORT, or
+# CLUSTER in place of the last two; MEASURED where not PID alone is measured, and
+# STOP where not PID alone is to be stopped.
 
 # The longest that a server may take until it accepts connections, in seconds.
 START_LIMIT=60
@@ -52,11 +53,35 @@ start_relay() {
 	await "$1" relay listening 15220
 }
 
-start_ejabberd() {
+start_ejabberd() { serve_ejabberd "$1" "$HERE/ejabberd.yml.in"; }
+
+# ejabberd as before, with an archive for everybody in PostgreSQL, as it is installed: with fsync.
+start_ejabberd_archive() {
+	local dir=$1 postgres schema database
+	postgres=$(dirname "$(dpkg -L postgresql-15 postgresql-16 postgresql-17 2>/dev/null | grep -m1 '/bin/initdb$')")
+	schema=$(dpkg -L ejabberd | grep -m1 '/sql/pg.sql')
+	mkdir -p "$dir/pg"
+	own postgres "$dir/pg"
+	(as postgres "$postgres/initdb" -D "$dir/pg/data" -A trust -U bench) >"$dir/pg.log" 2>&1 || fail "initdb: $(tail -3 "$dir/pg.log")"
+	(as postgres "$postgres/postgres" -D "$dir/pg/data" -p 15226 -c listen_addresses=127.0.0.1 -c unix_socket_directories="$dir/pg") >>"$dir/pg.log" 2>&1 &
+	PID=$! database=$!
+	await "$dir" PostgreSQL "$postgres/pg_isready" -q -h 127.0.0.1 -p 15226 -U bench
+	"$postgres/createdb" -h 127.0.0.1 -p 15226 -U bench ejabberd
+	case $schema in
+	*.gz) gunzip -c "$schema" ;;
+	*) cat "$schema" ;;
+	esac | "$postgres/psql" -q -v ON_ERROR_STOP=1 -h 127.0.0.1 -p 15226 -U bench ejabberd >>"$dir/pg.log" 2>&1 || fail "the schema: $(tail -3 "$dir/pg.log")"
+	cat "$HERE/ejabberd.yml.in" "$HERE/ejabberd-archive.yml.in" >"$dir/archive.yml.in"
+	serve_ejabberd "$dir" "$dir/archive.yml.in"
+	MEASURED=$PID,$database STOP="$PID $database"
+}
+
+# serve_ejabberd DIR TEMPLATE
+serve_ejabberd() {
 	local dir=$1 libs
 	libs=$(dirname "$(dirname "$(dpkg -L ejabberd | grep '/ebin$' | head -1)")")
 	certificate "$dir"
-	fill "$HERE/ejabberd.yml.in" "$dir/ejabberd.yml" "$dir" 15223
+	fill "$2" "$dir/ejabberd.yml" "$dir" 15223
 	fill "$HERE/ejabberd-load.erl.in" "$dir/load.erl" "$dir" 15223
 	"$BENCH" provision --format ejabberd --users "$USERS" --accounts "$SESSIONS" --out "$dir"
 	mkdir -p "$dir/spool"
@@ -97,8 +122,16 @@ start_prosody() {
 	await "$dir" Prosody listening 15224
 }
 
-start_muster() {
-	local dir=$1
+start_muster() { serve_muster "$1" 1; }
+
+start_muster_three() {
+	serve_muster "$1" 3
+	CLUSTER="$1/run/cluster.json"
+}
+
+# serve_muster DIR NODES
+serve_muster() {
+	local dir=$1 nodes=$2
 	"$BENCH" provision --format csv --users "$USERS" --accounts "$SESSIONS" --out "$dir"
 	# shellcheck source=start-muster.sh
 	. "$HERE/start-muster.sh"

@@ -1,7 +1,7 @@
-# How Muster is started for the benchmark: one node, made and run by its own `muster demo`.
+# How Muster is started for the benchmark: one node or three, made and run by its own `muster demo`.
 # Accounts and contacts are imported from files; then the node starts afresh, as the
 # peers do, so that memory is not counted from the height of the import. Sourced by
-# servers.sh with $dir set.
+# servers.sh with $dir and $nodes set.
 
 MUSTER_PORTS=10100 # added to Muster's usual ports
 
@@ -10,7 +10,7 @@ run="$dir/run"
 # demo: brings the node up; the runner's process id is in STOP.
 demo() {
 	: >"$dir/out.log"
-	"$BIN/muster" demo run --dir "$run" --binary "$BIN/musterd" --nodes 1 --domain "$DOMAIN" --ports $MUSTER_PORTS >"$dir/out.log" 2>&1 &
+	"$BIN/muster" demo run --dir "$run" --binary "$BIN/musterd" --nodes "$nodes" --domain "$DOMAIN" --ports $MUSTER_PORTS >"$dir/out.log" 2>&1 &
 	PID=$! STOP=$!
 	await "$dir" Muster grep -q 'What to do next' "$dir/out.log"
 }
