@@ -224,10 +224,12 @@ func (g *Group) start() error {
 	g.trans = &heardTransport{opened: g.opened, heard: map[uint32]time.Duration{}, NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: g.layer, MaxPool: maxPool, Timeout: g.cfg.Timing.RPC, Logger: rc.Logger, MsgpackUseNewTimeFormat: true,
 		MaxRPCsInFlight: noPipeline})}
-	if g.raft, err = raft.NewRaft(rc, adapter{g}, cached, g.log, g.snaps, voteTransport{g.trans}); err != nil {
+	running := &atomic.Pointer[raft.Raft]{}
+	if g.raft, err = raft.NewRaft(rc, adapter{g}, cached, g.log, g.snaps, voteTransport{g.trans, running}); err != nil {
 		_ = g.trans.Close()
 		return &fault.Error{Code: fault.Internal, Op: "replication.open", Subject: g.cfg.Name, Text: "the log cannot be started", Err: err}
 	}
+	running.Store(g.raft)
 	g.rpc = newRPCPeers(g.cfg.Mesh, "rpc/"+g.cfg.Name)
 	g.rpc.handle("propose", g.servePropose)
 	g.rpc.handle("read-index", func(ctx context.Context, _ uint32, _ []byte) ([]byte, error) {

@@ -36,3 +36,30 @@ func TestVoteForAnUnknownVoter(t *testing.T) {
 		c.until("the lagging node has all", 10*time.Second, func() bool { return lagging.get("b") == "2" && lagging.get("c") == "3" })
 	})
 }
+
+// TestVoteOfAnUnknowingVoter: the library commits the promotion of a second
+// voter by the first one alone. The second, which missed it, must vote all the same.
+func TestVoteOfAnUnknowingVoter(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		c := newCluster(t, 1, Timing{})
+		lead := c.settle(1)
+		second := c.add(2)
+		c.until("the second node follows", 10*time.Second, func() bool {
+			_, others := lead.Group.servers()
+			return slices.Contains(others, 2)
+		})
+		c.isolate(2, true)
+		_ = lead.raft.AddVoter(serverID(2), raft.ServerAddress(serverID(2)), 0, time.Second).Error()
+		if voters, _ := lead.Group.servers(); !slices.Contains(voters, 2) {
+			t.Fatal("the first node does not know of the promotion")
+		}
+		lead.crash()
+		c.isolate(2, false)
+		if voters, _ := second.Group.servers(); slices.Contains(voters, 2) {
+			t.Fatal("the second node knows of the promotion")
+		}
+		lead.start()
+		c.until("the first node leads again", 30*time.Second, func() bool { return lead.Group.IsLeader() })
+		lead.must("a", "1")
+	})
+}
