@@ -8,6 +8,7 @@ import (
 	"muster/internal/fault"
 	"muster/internal/jid"
 	"muster/router"
+	"muster/router/stanza"
 )
 
 // elsewhere is a session of alice that another node has on record; resume answers for the router.
@@ -103,4 +104,19 @@ func TestResumeSaysWhatWasHandled(t *testing.T) {
 			back.bind("anew")
 		})
 	}
+}
+
+// TestComesBackToANodeThatItLeft: of a session that was resumed elsewhere only the cluster knows what became of it.
+func TestComesBackToANodeThatItLeft(t *testing.T) {
+	f := start(t)
+	f.router.resume = func(_ context.Context, q router.ResumeRequest) (Session, router.Resumed, error) { return takeOver(f, q) }
+	c, id := f.managed("alice", "desk")
+	s := f.router.session(c.full)
+	f.drop(c)
+	s.moved = true
+	s.sink.End(stanza.StreamConflict, "the session was resumed elsewhere")
+	s.wait(t)
+	back := f.returning("alice")
+	back.send(resumeElement(id, 0))
+	back.expect(`^<resumed xmlns='urn:xmpp:sm:3' h='3' previd='` + id + `'/>`)
 }

@@ -51,6 +51,7 @@ const (
 	refusedRate    refusal = "connection_rate_per_address"
 	refusedBanned  refusal = "banned"
 	refusedMemory  refusal = "addresses"
+	refusedFiles   refusal = "descriptors" // hardly any file descriptors are left
 	refusedQueue   refusal = "login_queue"
 	refusedWait    refusal = "login_wait"
 	refusedGone    refusal = "gone" // the client hung up while it waited for its turn

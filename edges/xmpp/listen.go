@@ -57,6 +57,11 @@ func (r *run) admit(c net.Conn, direct bool, shard int) {
 	now := time.Now()
 	addr := clientAddress(c.RemoteAddr())
 	free := addr.IsValid() && r.srv.free.contain(live, addr) || !addr.IsValid()
+	if takesReserve(c, descriptorLimit()) {
+		r.srv.counters.refuse(refusedFiles)
+		c.Close()
+		return
+	}
 	if why := r.refuse(addr, free, now); why != "" {
 		r.srv.counters.refuse(why)
 		c.Close()

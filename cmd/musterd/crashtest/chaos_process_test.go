@@ -123,12 +123,11 @@ func starve(c *trial) {
 			conn.Close()
 		}
 	})
-	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &was, nil); err != nil {
-		c.t.Fatal(err)
-	}
 	if !n.running() {
-		c.remark("the process ended")
+		c.t.Errorf("the process ended with status %d", n.cmd.ProcessState.ExitCode())
 		n.start()
+	} else if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &was, nil); err != nil {
+		c.t.Fatal(err)
 	}
 	n.awaitReady(readyTime)
 }
