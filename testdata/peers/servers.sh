@@ -71,8 +71,9 @@ start_ejabberd_archive() {
 	*.gz) gunzip -c "$schema" ;;
 	*) cat "$schema" ;;
 	esac | "$postgres/psql" -q -v ON_ERROR_STOP=1 -h 127.0.0.1 -p 15226 -U bench ejabberd >>"$dir/pg.log" 2>&1 || fail "the schema: $(tail -3 "$dir/pg.log")"
-	cat "$HERE/ejabberd.yml.in" "$HERE/ejabberd-archive.yml.in" >"$dir/archive.yml.in"
-	serve_ejabberd "$dir" "$dir/archive.yml.in"
+	cat "$HERE/ejabberd.yml.in" "$HERE/ejabberd-archive.yml.in" >"$dir/ejabberd.yml.in"
+	mkdir "$dir/ejabberd" # a folder of its own: not even its neighbours may read the database's
+	serve_ejabberd "$dir/ejabberd" "$dir/ejabberd.yml.in"
 	MEASURED=$PID,$database STOP="$PID $database"
 }
 

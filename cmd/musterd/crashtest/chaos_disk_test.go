@@ -280,7 +280,7 @@ func lastError(n *node) string {
 }
 
 // lateTime is how long after it serves a node may still come upon damage in a table that it has not read before.
-const lateTime = 5 * time.Second
+const lateTime = 8 * time.Second
 
 // damage does something to the newest file of a killed node that fits the
 // pattern, and brings the node back: by itself if it can, else, as the
@@ -299,19 +299,25 @@ func (c *trial) damage(n *node, pattern string, harm func(file string) error) {
 	if ok && n.running() {
 		eventually(lateTime, 100*time.Millisecond, func() bool { return !n.running() })
 	}
+	ended := func() {
+		c.remark("%s: ended (%s)", pattern, lastError(n))
+		c.endedWell(n, pattern)
+		c.replace(n)
+	}
 	switch running := n.running(); {
 	case err != nil:
 		c.remark("%s: there is none", pattern)
 	case running && ok:
 		c.remark("%s: came back", pattern)
+		if eventually(readyTime, 100*time.Millisecond, func() bool { return !n.running() || n.settled() }); !n.running() {
+			ended() // later still
+		}
 	case running:
 		c.t.Errorf("%s: it neither serves nor ends: %s", pattern, n.lastWords())
 		n.kill()
 		c.replace(n)
 	default:
-		c.remark("%s: ended (%s)", pattern, lastError(n))
-		c.endedWell(n, pattern)
-		c.replace(n)
+		ended()
 	}
 	c.awaitVoters()
 }
