@@ -280,7 +280,7 @@ func lastError(n *node) string {
 }
 
 // lateTime is how long after it serves a node may still come upon damage in a table that it has not read before.
-const lateTime = 8 * time.Second
+const lateTime = 5 * time.Second
 
 // damage does something to the newest file of a killed node that fits the
 // pattern, and brings the node back: by itself if it can, else, as the
@@ -297,29 +297,34 @@ func (c *trial) damage(n *node, pattern string, harm func(file string) error) {
 	n.start()
 	ok := eventually(readyTime, 100*time.Millisecond, func() bool { return n.settled() || !n.running() })
 	if ok && n.running() {
-		eventually(lateTime, 100*time.Millisecond, func() bool { return !n.running() })
-	}
-	ended := func() {
-		c.remark("%s: ended (%s)", pattern, lastError(n))
-		c.endedWell(n, pattern)
-		c.replace(n)
+		eventually(lateTime, 100*time.Millisecond, func() bool { return !n.settled() && !n.running() }) // to be asked makes it read more
 	}
 	switch running := n.running(); {
 	case err != nil:
 		c.remark("%s: there is none", pattern)
 	case running && ok:
 		c.remark("%s: came back", pattern)
-		if eventually(readyTime, 100*time.Millisecond, func() bool { return !n.running() || n.settled() }); !n.running() {
-			ended() // later still
-		}
 	case running:
 		c.t.Errorf("%s: it neither serves nor ends: %s", pattern, n.lastWords())
 		n.kill()
 		c.replace(n)
 	default:
-		ended()
+		c.ended(n, pattern)
 	}
-	c.awaitVoters()
+	if !eventually(readyTime, 100*time.Millisecond, func() bool { return !n.running() || c.allVote() }) || !n.running() {
+		c.ended(n, pattern) // later still
+	}
+}
+
+// ended replaces a node that damage has ended, and checks how it ended.
+func (c *trial) ended(n *node, pattern string) {
+	c.t.Helper()
+	if n.running() {
+		c.t.Fatalf("%s: %s does not become a voter\n%s", pattern, n.name, n.lastWords())
+	}
+	c.remark("%s: ended (%s)", pattern, lastError(n))
+	c.endedWell(n, pattern)
+	c.replace(n)
 }
 
 // endedWell checks that a process that could not trust its data said so in one

@@ -139,14 +139,19 @@ func (c *testCluster) found(t *testing.T, names ...string) {
 func (c *testCluster) awaitVoters() {
 	c.t.Helper()
 	for _, n := range c.nodes {
-		if !eventually(readyTime, 100*time.Millisecond, func() bool {
-			m, err := n.metrics()
-			return err == nil && m[`muster_log_voter{log="control"}`] == 1 && (len(c.nodes) > 3 || m[`muster_log_voter{log="message"}`] == 1)
-		}) {
+		if !eventually(readyTime, 100*time.Millisecond, func() bool { return c.votes(n) }) {
 			c.t.Fatalf("%s does not become a voter\n%s", n.name, n.lastWords())
 		}
 	}
 }
+
+// votes reports whether a node votes as it is to in the end.
+func (c *testCluster) votes(n *node) bool {
+	m, err := n.metrics()
+	return err == nil && m[`muster_log_voter{log="control"}`] == 1 && (len(c.nodes) > 3 || m[`muster_log_voter{log="message"}`] == 1)
+}
+
+func (c *testCluster) allVote() bool { return !slices.ContainsFunc(c.nodes, func(n *node) bool { return !c.votes(n) }) }
 
 // newFolder makes the folder and the authority of a cluster that has no nodes yet.
 func newFolder(t *testing.T) *testCluster {
