@@ -151,7 +151,9 @@ func (c *testCluster) votes(n *node) bool {
 	return err == nil && m[`muster_log_voter{log="control"}`] == 1 && (len(c.nodes) > 3 || m[`muster_log_voter{log="message"}`] == 1)
 }
 
-func (c *testCluster) allVote() bool { return !slices.ContainsFunc(c.nodes, func(n *node) bool { return !c.votes(n) }) }
+func (c *testCluster) allVote() bool {
+	return !slices.ContainsFunc(c.nodes, func(n *node) bool { return !c.votes(n) })
+}
 
 // newFolder makes the folder and the authority of a cluster that has no nodes yet.
 func newFolder(t *testing.T) *testCluster {
