@@ -109,7 +109,9 @@ func TestResumeSaysWhatWasHandled(t *testing.T) {
 // TestComesBackToANodeThatItLeft: of a session that was resumed elsewhere only the cluster knows what became of it.
 func TestComesBackToANodeThatItLeft(t *testing.T) {
 	f := start(t)
-	f.router.resume = func(_ context.Context, q router.ResumeRequest) (Session, router.Resumed, error) { return takeOver(f, q) }
+	f.router.resume = func(_ context.Context, q router.ResumeRequest) (Session, router.Resumed, error) {
+		return takeOver(f, q)
+	}
 	c, id := f.managed("alice", "desk")
 	s := f.router.session(c.full)
 	f.drop(c)
