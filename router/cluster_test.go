@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"muster/fsm/cluster"
-	"muster/fsm/config"
 	"muster/internal/fault"
 	"muster/router/stanza"
 )
@@ -753,53 +752,4 @@ func (g *rig) homes(t *testing.T, name string) [2]uint32 {
 		t.Fatal("no home")
 	}
 	return [2]uint32{h.Node, h.Backup}
-}
-
-// TestFollowerOfAWaitingMessage: what follows a kept message does not overtake it while that one waits for its token.
-func TestFollowerOfAWaitingMessage(t *testing.T) {
-	simulate(t, 1, func(g *rig) {
-		g.users(1, "alice", "bob")
-		alice := g.online(1, "alice/a")
-		alice.take()
-		r, token := g.nodes[1].r, Token{Session: 1, Input: 2}
-		kept := &stanza.Packet{Kind: stanza.KindMessage, From: addr("bob/b"), To: addr("alice"), Type: "chat", ID: "kept", Number: 7}
-		after := &stanza.Packet{Kind: stanza.KindMessage, From: addr("bob/b"), To: addr("alice/a"), Type: "chat", ID: "after"}
-		other := &stanza.Packet{Kind: stanza.KindMessage, From: addr("carol/c"), To: addr("alice/a"), Type: "chat", ID: "other"}
-		r.Active(addr("alice"), func(c *Ctx) { c.ReceiveStored(kept, token) })
-		r.arrive(addr("alice"), after, 0, 0, 7, nil)
-		r.arrive(addr("alice"), other, 0, 0, 6, nil)
-		alice.want("message chat carol/c other")
-		if err := r.takeToken(appendUint64(appendUint64(nil, token.Session), token.Input)); err != nil {
-			t.Fatal(err)
-		}
-		alice.want("message chat bob/b kept", "message chat bob/b after")
-	})
-}
-
-// TestRouteChange: what tells of a change reaches nobody whose home does not know that change yet.
-func TestRouteChange(t *testing.T) {
-	simulate(t, 2, func(g *rig) {
-		g.users(1, "alice")
-		g.users(2, "bob")
-		time.Sleep(time.Second)
-		g.online(1, "alice/a")
-		bob := g.online(2, "bob/b")
-		time.Sleep(time.Second)
-		bob.take()
-		g.nodes[2].deaf.Store(true)
-		change := g.must(config.AddDomainEntry("new.test"))
-		tell := func(id string, index uint64) {
-			g.nodes[1].r.Active(addr("alice"), func(c *Ctx) {
-				c.RouteChange(&stanza.Packet{Kind: stanza.KindMessage, From: addr("alice/a"), To: addr("bob/b"), Type: "chat", ID: id}, index)
-			})
-		}
-		tell("of an older one", change.Index-1)
-		bob.want("message chat alice/a of an older one")
-		tell("of this one", change.Index)
-		time.Sleep(time.Second)
-		bob.want()
-		g.nodes[2].deaf.Store(false)
-		g.nodes[2].catchUp()
-		bob.want("message chat alice/a of this one")
-	})
 }
