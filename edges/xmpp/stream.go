@@ -143,7 +143,15 @@ func (st *stream) work() {
 		if n > 0 {
 			st.consume((*buf)[:n])
 		}
+		if err == nil && st.discarded <= maxDiscarded {
+			continue
+		}
 		if err == nil {
+			st.release(buf)
+			if st.rest() {
+				return
+			}
+			buf = st.buffer()
 			continue
 		}
 		if errors.Is(err, error(errWait)) && !st.closed.Load() {
@@ -195,6 +203,13 @@ func (st *stream) park() bool {
 	}
 	// Closed meanwhile: whoever takes the stream back tears it down.
 	return !st.input.CompareAndSwap(inputParked, inputRunning)
+}
+
+// rest leaves the input unread until the connection is closed; false if it is still the caller's.
+// To close with input unread would take the last word from a client that has not read it yet.
+func (st *stream) rest() bool {
+	st.input.Store(inputParked)
+	return !st.closed.Load() || !st.input.CompareAndSwap(inputParked, inputRunning)
 }
 
 // kill closes the connection without a word; the input's goroutine then tears the stream down.
@@ -290,8 +305,9 @@ func (st *stream) flooded(n int) bool {
 	return st.neg.bytes > maxBytesBefore
 }
 
+// discard counts what comes after the last word. Too much of it ends the connection, or once TLS is there its reading.
 func (st *stream) discard(n int) {
-	if st.discarded += n; st.discarded > maxDiscarded {
+	if st.discarded += n; st.discarded > maxDiscarded && st.phase == phasePlain {
 		st.kill()
 	}
 }
