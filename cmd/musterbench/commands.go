@@ -67,11 +67,12 @@ type chatCommand struct {
 	Warmup   time.Duration `help:"Time before measuring starts." default:"2s"`
 	Duration time.Duration `help:"Time measured." default:"10s"`
 	ToFull   bool          `help:"Address full JIDs instead of bare ones."`
+	Live     bool          `help:"Ask the server to keep no copy of the messages (XEP-0334, no-store)."`
 }
 
 // Run is called by the command line parser.
 func (c *chatCommand) Run(ctx context.Context) error {
-	return c.run(ctx, load.Chat{Pairs: c.Pairs, Size: c.Size, Window: c.Window, Rate: c.Rate, Warmup: c.Warmup, Duration: c.Duration, ToFull: c.ToFull})
+	return c.run(ctx, load.Chat{Pairs: c.Pairs, Size: c.Size, Window: c.Window, Rate: c.Rate, Warmup: c.Warmup, Duration: c.Duration, ToFull: c.ToFull, Live: c.Live})
 }
 
 type presenceCommand struct {

@@ -17,7 +17,7 @@ ROUNDS=${ROUNDS:-3}
 SESSIONS=${SESSIONS:-2000}         # accounts, and idle sessions
 SECS=${SECS:-6}                    # of each timed run
 SERVERS=${SERVERS:-relay muster muster-three ejabberd ejabberd-archive prosody}
-SCENARIOS=${SCENARIOS:-idle login chat chat-open presence}
+SCENARIOS=${SCENARIOS:-idle login chat chat-live chat-open presence}
 OUT=${OUT:-}                       # keep the results (JSON) here
 BENCH=${BENCH:-$BIN/musterbench}
 DOMAIN=bench.test
@@ -97,6 +97,7 @@ measure() {
 		idle) args=(idle --sessions "$SESSIONS" --settle 4s --workers 4) ;;
 		login) args=(login --count $((SESSIONS / 2)) --workers 4) ;;
 		chat) args=(chat --pairs 50 --warmup 2s --duration "${SECS}s") ;;
+		chat-live) args=(chat --live --pairs 50 --warmup 2s --duration "${SECS}s") ;;
 		chat-open) args=(chat --pairs 50 --rate 1000 --warmup 1s --duration "${SECS}s") ;;
 		presence) args=(presence --online $((SESSIONS / 4)) --ring "$SESSIONS" --changes 8 --duration 30s) ;;
 		*) fail "unknown scenario $scenario" ;;

@@ -32,6 +32,7 @@ type Chat struct {
 	Warmup   time.Duration // not measured
 	Duration time.Duration // measured
 	ToFull   bool          // address full JIDs instead of bare ones
+	Live     bool          // ask the server to keep no copy (XEP-0334, no-store)
 }
 
 // direction is one way of a conversation.
@@ -76,8 +77,11 @@ func (c Chat) Run(ctx context.Context, e *Env) (Result, error) {
 	if err := c.check(); err != nil {
 		return r, err
 	}
+	if c.Live {
+		r.Scenario += "-live"
+	}
 	if c.Rate > 0 {
-		r.Scenario = "chat-open"
+		r.Scenario += "-open"
 	}
 	run := &conversation{Chat: c, epoch: time.Now(), latency: new(stat.Histogram)}
 	peer := func(i int) []string { return []string{e.Target.Users[i^1].JID()} }
@@ -128,7 +132,7 @@ func (run *conversation) introduce(f *fleet, users []target.User) error {
 		if run.ToFull {
 			to = f.conns[i^1].JID
 		}
-		stanza, at, err := message(to, run.Size)
+		stanza, at, err := message(to, run.Size, run.Live)
 		if err != nil {
 			return err
 		}
@@ -138,9 +142,12 @@ func (run *conversation) introduce(f *fleet, users []target.User) error {
 }
 
 // message returns a chat message of exactly size bytes and the offset of its mark.
-func message(to string, size int) ([]byte, int, error) {
+func message(to string, size int, live bool) ([]byte, int, error) {
 	head := fmt.Sprintf(`<message to='%s' type='chat' id='m%0*d'><body>`, to, sequenceDigits, 0)
 	tail := `</body></message>`
+	if live {
+		tail = `</body><no-store xmlns='urn:xmpp:hints'/></message>`
+	}
 	filler := size - len(head) - markSize - len(tail)
 	if filler < 0 {
 		return nil, 0, fault.New(fault.BadRequest, "load.message", to, fmt.Sprintf("a message to so long an address needs %d bytes", size-filler))

@@ -168,13 +168,16 @@ var shortChat = Chat{Pairs: 3, Size: 300, Window: 2, Warmup: 10 * time.Milliseco
 
 func TestChat(t *testing.T) {
 	t.Parallel()
-	full, open := shortChat, shortChat
-	full.ToFull = true
+	full, open, live := shortChat, shortChat, shortChat
+	full.ToFull, live.Live = true, true
 	open.Rate = 400
-	for name, c := range map[string]Chat{"closed loop": shortChat, "full JIDs": full, "open loop": open} {
+	for name, c := range map[string]Chat{"closed loop": shortChat, "full JIDs": full, "open loop": open, "not kept": live} {
 		r, err := c.Run(t.Context(), stub(t, new(stubserver.Server), 6, true))
 		check(t, r, err)
 		if r.Latency.P50 <= 0 || r.Sessions != 6 {
+			t.Errorf("%s: %+v", name, r)
+		}
+		if c.Live && r.Scenario != "chat-live" {
 			t.Errorf("%s: %+v", name, r)
 		}
 		if c.Rate > 0 && (r.Operations > 90 || r.Scenario != "chat-open") {
@@ -230,16 +233,20 @@ func TestChatRejects(t *testing.T) {
 
 func TestMessage(t *testing.T) {
 	t.Parallel()
-	stanza, at, err := message("user2@bench.test", 300)
-	if err != nil || len(stanza) != 300 {
-		t.Fatalf("got %d bytes, %v", len(stanza), err)
+	stanza, at, err := message("user2@bench.test", 300, true)
+	if err != nil || len(stanza) != 300 || !strings.HasSuffix(string(stanza), "</body><no-store xmlns='urn:xmpp:hints'/></message>") {
+		t.Fatalf("got %d bytes, %v: %s", len(stanza), err, stanza)
+	}
+	stanza, at, err = message("user2@bench.test", 300, false)
+	if err != nil || len(stanza) != 300 || strings.Contains(string(stanza), "no-store") {
+		t.Fatalf("got %d bytes, %v: %s", len(stanza), err, stanza)
 	}
 	mark{sent: 123456, sequence: 42, sender: 7}.put(stanza[at : at+markSize])
 	body := string(wire.Text(stanza, "body"))
 	if !strings.HasPrefix(body, "~0000000000123456 0000000042 000007") {
 		t.Errorf("body %q", body)
 	}
-	if _, _, err := message(strings.Repeat("x", 200)+"@bench.test", 200); !fault.Is(err, fault.BadRequest) {
+	if _, _, err := message(strings.Repeat("x", 200)+"@bench.test", 200, false); !fault.Is(err, fault.BadRequest) {
 		t.Errorf("a message too short for its address: %v", err)
 	}
 }

@@ -54,6 +54,7 @@ type measure struct {
 
 var measures = []measure{
 	{"chat message, end to end", "chat", "µs CPU", cpu},
+	{"chat message that nobody keeps", "chat-live", "µs CPU", cpu},
 	{"chat message at a fixed rate", "chat-open", "µs CPU", cpu},
 	{"presence delivered", "presence", "µs CPU", cpu},
 	{"login and logout", "login", "µs CPU", cpu},
