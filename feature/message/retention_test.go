@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -32,6 +33,7 @@ type keeping struct {
 	failing           atomic.Bool
 	unknown           map[string]bool // users that Holder does not know before CatchUp
 	ctx               context.Context
+	applying          sync.Mutex // a log has one order
 }
 
 // keep runs a retention in a synctest bubble until the test ends.
@@ -89,6 +91,8 @@ func (k *keeping) Propose(_ context.Context, entries ...*log.Entry) ([]fsm.Resul
 	for _, e := range entries {
 		e.Time = time.Now()
 	}
+	k.applying.Lock()
+	defer k.applying.Unlock()
 	return k.messages.Apply(entries...), nil
 }
 
