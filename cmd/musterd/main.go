@@ -63,6 +63,7 @@ func run(file string) error {
 	if err != nil {
 		return err
 	}
+	go paceGarbage()
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, os.Interrupt, syscall.SIGHUP)
 	if err := n.Start(context.Background()); err != nil {
