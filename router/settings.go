@@ -34,7 +34,7 @@ const (
 	IsolationAfter = 3 * time.Second        // without the control leader a node acts as nobody's home
 	SilentAfter    = 3 * time.Second        // without a sign of life a peer counts as silent
 	maxCalls       = 1 << 16                // posts that wait for one actor: changes of as many contacts at once
-	workersPerCPU  = 4                      // goroutines that run actors; more actors at a time get goroutines of their own
+	workersPerCPU  = 32                     // goroutines that run actors; more actors at a time get goroutines of their own
 	keepEvents     = 64                     // queue slots that an idle actor keeps
 	maxOutstanding = 64                     // proposals and other work that one actor waits for
 	maxHops        = 4                      // nodes that a stanza passes while a home moves

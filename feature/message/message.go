@@ -36,6 +36,7 @@ type Feature struct {
 	reg     *router.Registry
 	archive Archiving
 	taken   *collector
+	passing passing
 }
 
 var _ router.Feature = (*Feature)(nil)
@@ -122,6 +123,7 @@ func (f *Feature) entry(c *router.Ctx, p *stanza.Packet, archive bool) *log.Entr
 		put.Session, put.Input = c.Session.ID, c.Session.Input()
 		put.Follows = c.Follow(to) != router.Token{}
 	}
+	f.passing.put(put.SenderID, p)
 	return state.PutEntry(put)
 }
 
@@ -188,9 +190,13 @@ func (f *Feature) arrived(ch fsm.Change) {
 	if err != nil {
 		return
 	}
+	p := f.passing.take(m.SenderID())
 	f.reg.Router().Active(to, func(c *router.Ctx) {
-		if p := packet(&m, c.User()); p != nil {
-			c.ReceiveStored(p, router.Token{Session: m.Session, Input: m.Input})
+		if p == nil {
+			p, _ = stanza.ParsePacket(m.XML) // it was valid when it was taken
+		}
+		if p != nil {
+			c.ReceiveStored(ofArchive(p, &m, c.User()), router.Token{Session: m.Session, Input: m.Input})
 		}
 	})
 }
@@ -201,6 +207,11 @@ func packet(m *state.Message, owner jid.JID) *stanza.Packet {
 	if err != nil {
 		return nil
 	}
+	return ofArchive(p, m, owner)
+}
+
+// ofArchive is a stanza as the message of an owner's archive.
+func ofArchive(p *stanza.Packet, m *state.Message, owner jid.JID) *stanza.Packet {
 	p = withID(p, owner, m.ID(owner.String()))
 	p.Number = m.Number
 	return p

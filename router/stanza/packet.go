@@ -174,9 +174,15 @@ func (p *Packet) Clone() *Packet {
 
 // With returns a copy of p with more children behind the others; xml is canonical, as a Builder's Bytes are.
 func (p *Packet) With(xml []byte) *Packet {
-	inner := append(append(make([]byte, 0, len(p.Inner)+len(xml)), p.Inner...), xml...)
-	c := WithInner(p.Kind, p.Type, p.ID, p.From, p.To, inner)
-	c.Lang, c.Number = p.Lang, p.Number
+	c := &Packet{Kind: p.Kind, Type: p.Type, ID: p.ID, Lang: p.Lang, From: p.From, To: p.To, Number: p.Number}
+	before := len(p.Inner)
+	c.Inner = append(append(make([]byte, 0, before+len(xml)), p.Inner...), xml...)
+	c.Children = append(c.few[:0], p.Children...)
+	old := len(c.Children)
+	c.Children, _ = xmltok.AppendChildren(c.Children, xml, NSClient) // an error is the documented mistake
+	for i := old; i < len(c.Children); i++ {
+		c.Children[i].Start, c.Children[i].End = c.Children[i].Start+before, c.Children[i].End+before
+	}
 	return c
 }
 

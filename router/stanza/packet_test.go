@@ -3,6 +3,7 @@ package stanza
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -149,6 +150,20 @@ func TestHelpers(t *testing.T) {
 	}
 	if Kind(0).String() != "" || Kind(9).String() != "" || KindIQ.String() != "iq" {
 		t.Error("kinds have wrong names")
+	}
+}
+
+func TestWith(t *testing.T) {
+	p := mustParse(t, `<message from="a@x/1" to="b@x" type="chat" id="7" xml:lang="de"><body>a</body><a xmlns="u:1"/><b xmlns="u:2"/></message>`)
+	p.Number = 9
+	got := p.With([]byte(`<c xmlns="u:3"><d/></c><e xmlns="u:4"/>`))
+	want := mustParse(t, `<message from="a@x/1" to="b@x" type="chat" id="7" xml:lang="de"><body>a</body><a xmlns="u:1"/><b xmlns="u:2"/><c xmlns="u:3"><d/></c><e xmlns="u:4"/></message>`)
+	want.Number = 9
+	if string(got.AppendTo(nil)) != string(want.AppendTo(nil)) || !slices.Equal(got.Children, want.Children) || got.Number != want.Number {
+		t.Errorf("got %s %v, want %s %v", got.AppendTo(nil), got.Children, want.AppendTo(nil), want.Children)
+	}
+	if len(p.Children) != 3 || p.Has("u:3", "") {
+		t.Error("the packet itself was changed")
 	}
 }
 

@@ -31,6 +31,9 @@ type Message struct {
 	senderID, recipientID uint64
 }
 
+// SenderID returns the random id that the message got when it was proposed.
+func (m *Message) SenderID() uint64 { return m.senderID }
+
 // ID returns the message's id in an owner's archive (XEP-0359), which is the
 // same for ever and on every node. The two owners' ids of one message differ,
 // and nobody can tell one from the other.
