@@ -61,6 +61,42 @@ func TestTLSSurvivesWaiting(t *testing.T) {
 	}
 }
 
+// TestDryReadDoesNotAsk: after a read that took all there was, the next one is
+// spared; what came meanwhile is there for the one after it.
+func TestDryReadDoesNotAsk(t *testing.T) {
+	client, server := tcpPair(t)
+	w := newWire(server)
+	raw, err := server.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.raw, w.read, w.parkable = raw, w.readOnce, true
+	send := func(text string) {
+		t.Helper()
+		if _, err := io.WriteString(client, text); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Millisecond) // it is on the same machine: it has arrived
+	}
+	buf := make([]byte, 4)
+	read := func(want string, wantErr error) {
+		t.Helper()
+		if n, err := w.Read(buf); string(buf[:n]) != want || !errors.Is(err, wantErr) {
+			t.Errorf("read %q, %v; want %q, %v", buf[:n], err, want, wantErr)
+		}
+	}
+	send("abcdef")
+	read("abcd", nil) // a full buffer: there may be more
+	read("ef", nil)
+	send("g")
+	read("", errWait)
+	read("g", nil)
+	read("", errWait)
+	client.Close()
+	time.Sleep(10 * time.Millisecond)
+	read("", io.EOF)
+}
+
 // slowConn writes in small pieces, so that a record arrives in many.
 type slowConn struct{ net.Conn }
 

@@ -165,7 +165,13 @@ func (w *wire) hungUp() bool {
 	return err != nil || n <= 0 && got != unix.EAGAIN && got != unix.EINTR
 }
 
+// readNow reads what there is. After a read that did not fill its buffer it does
+// not ask again: what comes meanwhile wakes the stream as soon as it is armed.
 func (w *wire) readNow(b []byte) (int, error) {
+	if w.dry {
+		w.dry = false
+		return 0, errWait
+	}
 	w.buf = b
 	err := w.raw.Read(w.read)
 	w.buf = nil
@@ -179,6 +185,7 @@ func (w *wire) readNow(b []byte) (int, error) {
 	case w.n == 0:
 		return 0, io.EOF
 	}
+	w.dry = w.n < len(b)
 	return w.n, nil
 }
 

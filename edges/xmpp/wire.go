@@ -21,6 +21,7 @@ type wire struct {
 	stall    func() time.Duration // that a write may take; nil: for ever
 	turn     *turn                // while the stream works towards a session; nil: before and after
 	parkable bool
+	dry      bool // the last read took all that there was: the next one need not ask
 	in       atomic.Uint64
 	out      atomic.Uint64
 
