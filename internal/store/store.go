@@ -159,6 +159,7 @@ func (d *DB) openAt(path string) (g *generation, err error) {
 	for i := range po.Levels {
 		po.Levels[i].FilterPolicy = bloom.FilterPolicy(filterBits) // most reads before a write find nothing
 	}
+	po.ApplyCompressionSettings(func() pebble.DBCompressionSettings { return pebble.DBCompressionFastest })
 	p, err := pebble.Open(path, po)
 	if err != nil {
 		return nil, err
