@@ -85,8 +85,11 @@ func (a *Actor) stamp(at *Attached, e *log.Entry, now time.Time) {
 func (c *Ctx) ProposeMessage(done func(c *Ctx, res fsm.Result), e *log.Entry) {
 	a, at := c.Actor, c.Session
 	a.stamp(at, e, time.Now())
-	input := at != nil && at.current != 0
-	doubt := input && at.current <= at.sent
+	var input uint64
+	if at != nil {
+		input = at.current
+	}
+	doubt := input != 0 && input <= at.sent
 	switch {
 	case a.ReadOnly() && !doubt:
 		done(c, fsm.Result{Err: isolatedFault("message.propose", a.user)})
@@ -94,7 +97,11 @@ func (c *Ctx) ProposeMessage(done func(c *Ctx, res fsm.Result), e *log.Entry) {
 		done(c, fsm.Result{Err: errCrowded(a)})
 	default:
 		a.await(at)
-		a.r.writes.add(&write{c: c, from: a.from, entry: e, done: done, input: input, doubt: doubt})
+		w := &write{c: c, from: a.from, entry: e, done: done, input: input}
+		if doubt {
+			w.doubted()
+		}
+		a.r.writes.add(w)
 	}
 }
 

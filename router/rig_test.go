@@ -303,6 +303,7 @@ type client struct {
 	got   []string
 	limit int // stanzas that fit; 0: any number
 	over  stanza.StreamCondition
+	cut   int // how often it was disconnected; it is back at once
 }
 
 // Deliver implements Sink.
@@ -344,6 +345,20 @@ func (c *client) End(cond stanza.StreamCondition, _ string) {
 	if c.s != nil {
 		go c.s.End(false, nil)
 	}
+}
+
+// Disconnect implements Disconnecter.
+func (c *client) Disconnect() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cut++
+}
+
+func (c *client) disconnected() int {
+	synctest.Wait()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cut
 }
 
 func (c *client) ended() stanza.StreamCondition {

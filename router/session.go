@@ -39,6 +39,13 @@ type Suspender interface {
 	Suspend()
 }
 
+// Disconnecter is a Sink whose connection the router can break.
+type Disconnecter interface {
+	// Disconnect breaks the connection as if the network had: a session that its
+	// client can resume goes on. It never blocks.
+	Disconnect()
+}
+
 // Session is a connected client of this node. It keeps all that a new home
 // needs, so that the client does not notice when its user's home moves.
 type Session struct {
@@ -342,6 +349,16 @@ func (s *Session) terminate(cond stanza.StreamCondition, text string) {
 			_ = s.sink.Deliver(p) // a client that does not read misses it
 		}
 		s.sink.End(cond, text)
+	}
+}
+
+// disconnect breaks the client's connection, and leaves it to the edge what becomes of the session.
+func (s *Session) disconnect() {
+	s.out.Lock()
+	defer s.out.Unlock()
+	if sink, ok := s.sink.(Disconnecter); ok && !s.closed { // else its last word may be under way
+		s.r.logger.Debug("session_disconnected", "session", s.full)
+		sink.Disconnect()
 	}
 }
 

@@ -18,6 +18,8 @@ const (
 	writeSlow    = 50 * time.Millisecond  // after which another one is begun all the same: nobody waits for the patience of others
 	writeMost    = 64                     // entries of one record
 	writePause   = 100 * time.Millisecond // before what is in doubt is written again
+
+	doubtPatience = 10 * time.Second // of a client whose input is in doubt, with a node that is cut off
 )
 
 // write is an entry that an actor has to write to the message log.
@@ -26,8 +28,8 @@ type write struct {
 	from  jid.JID
 	entry *log.Entry
 	done  func(c *Ctx, res fsm.Result)
-	input bool // it comes from a session's input, so that a second one is known for a repeat
-	doubt bool // it may stand in the log, or come to stand there, whatever a proposal says
+	input uint64 // of the session, so that a second one is known for a repeat; 0: it comes from no input
+	doubt bool   // it may stand in the log, or come to stand there, whatever a proposal says
 }
 
 // writes gathers what actors have to write to the message log into records, and
@@ -151,13 +153,40 @@ func (ws *writes) try(batch []*write) (left []*write) {
 // undecided reports whether an entry whose proposal failed is to be proposed
 // again: it may have been written, and its actor is still responsible for it.
 func (w *write) undecided(err error) bool {
-	w.doubt = w.doubt || fault.Is(err, fault.Timeout)
-	if !w.doubt || !w.input || !fault.CodeOf(err).Retryable() {
+	if !w.doubt && fault.Is(err, fault.Timeout) {
+		w.doubted()
+	}
+	if !w.doubt || w.input == 0 || !fault.CodeOf(err).Retryable() {
 		return false
 	}
 	w.c.Actor.mu.Lock()
 	defer w.c.Actor.mu.Unlock()
 	return !w.c.Actor.dead // else the next home proposes it
+}
+
+// doubted notes that an entry may stand in the log, or come to stand there.
+func (w *write) doubted() {
+	w.doubt = true
+	if w.input != 0 {
+		w.c.Actor.limitDoubt(w.c.Session, w.input)
+	}
+}
+
+// limitDoubt disconnects the client of an input that stays in doubt while this node is cut off: all that it sends
+// waits behind that input, and other nodes may know the outcome. On a node that is not cut off nothing is gained
+// by that: wherever the client went, the same home would be asked.
+func (a *Actor) limitDoubt(at *Attached, input uint64) {
+	time.AfterFunc(doubtPatience, func() {
+		a.post(event{call: func(a *Actor) {
+			if at.gone || at.current != input || a.r.ctx.Err() != nil {
+				return
+			}
+			if a.ReadOnly() && at.session != nil {
+				at.session.disconnect()
+			}
+			a.limitDoubt(at, input)
+		}})
+	})
 }
 
 // end brings the outcome to the actor.

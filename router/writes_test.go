@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -140,6 +141,69 @@ func TestDoubtMovesWithTheSession(t *testing.T) {
 		alice.message("bob", "2") // no other home knows of this one
 		alice.want("message error bob 2 resource-constraint")
 	})
+}
+
+// TestDoubtDisconnects: a client whose input is in doubt is sent to look for another node by the one that it is connected
+// to, if that is cut off, and not more often than every ten seconds. Its session goes on, and the outcome comes.
+func TestDoubtDisconnects(t *testing.T) {
+	type after map[int]int // disconnections so far
+	tests := []struct {
+		name      string
+		node, cut uint32 // of the session, whose home is node 1; and that is cut off
+		when      int    // in seconds, as all times here
+		settled   int    // when the log says what came of it
+		want      after
+	}{
+		{"a session at home", 1, 1, 0, 22, after{9: 0, 11: 1, 19: 1, 21: 2}},
+		{"a session away from home", 2, 2, 0, 22, after{9: 0, 11: 1, 19: 1, 21: 2}},
+		{"cut off later", 1, 1, 15, 22, after{11: 0, 16: 0, 21: 1}},
+		{"settled in time", 1, 1, 0, 9, after{11: 0, 21: 0}},
+		{"only the home is cut off", 2, 1, 0, 22, after{11: 0, 21: 0}},
+		{"no node is cut off", 1, 0, 0, 22, after{11: 0, 21: 0}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var mu sync.Mutex
+			var outcomes []string
+			simulateWith(t, 2, keepAll(&mu, &outcomes), func(g *rig) {
+				var settled atomic.Bool
+				k := &keeping{answer: func(int, []string) error {
+					if !settled.Load() {
+						return inDoubt
+					}
+					return nil
+				}}
+				g.users(1, "alice", "bob")
+				g.nodes[1].r.keeper, g.nodes[2].r.keeper = k, k
+				time.Sleep(time.Second)
+				alice := g.online(tt.node, "alice/a")
+				alice.message("bob", "1")
+				synctest.Wait()
+				for at := range 23 {
+					settled.Store(at >= tt.settled)
+					if cut := g.nodes[tt.cut]; cut != nil && at == tt.when {
+						cut.r.LeaderContact(IsolationAfter + time.Millisecond)
+					}
+					if want, ok := tt.want[at]; ok && alice.disconnected() != want {
+						t.Errorf("disconnected %d times after %d s, not %d", alice.disconnected(), at, want)
+					}
+					time.Sleep(time.Second)
+				}
+				if cut := g.nodes[tt.cut]; cut != nil {
+					cut.r.LeaderContact(0)
+				}
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				if got := slices.Compact(outcomes); !slices.Equal(got, []string{"1:unknown"}) { // a home that the session left may be told, too
+					t.Errorf("outcomes %v", got)
+				}
+				if n := alice.disconnected(); n != tt.want[21] || alice.ended() != "" {
+					t.Errorf("disconnected %d times in the end, and ended: %q", n, alice.ended())
+				}
+				alice.want()
+			})
+		})
+	}
 }
 
 // TestWritesGather: what comes while records are under way goes together, and nobody waits for the patience of others.

@@ -19,8 +19,9 @@ var (
 	_ Session = (*router.Session)(nil)
 	_ Sink    = (*session)(nil)
 
-	_ router.Counter   = (*session)(nil)
-	_ router.Suspender = (*session)(nil)
+	_ router.Counter      = (*session)(nil)
+	_ router.Suspender    = (*session)(nil)
+	_ router.Disconnecter = (*session)(nil)
 )
 
 type routerBinder struct{ r *router.Router }

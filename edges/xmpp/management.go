@@ -150,6 +150,16 @@ func (s *session) Suspend() {
 	}
 }
 
+// Disconnect implements router.Disconnecter.
+func (s *session) Disconnect() {
+	s.mu.Lock()
+	st := s.st
+	s.mu.Unlock()
+	if st != nil {
+		st.kill()
+	}
+}
+
 func (m *management) wantsAck() bool { return !m.asked && len(m.unacked) >= askEvery }
 
 // ask returns a request for an acknowledgement.

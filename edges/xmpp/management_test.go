@@ -7,6 +7,7 @@ import (
 
 	"muster/internal/fault"
 	"muster/internal/jid"
+	"muster/router"
 	"muster/router/stanza"
 )
 
@@ -218,6 +219,31 @@ func TestWithoutResumptionALostConnectionEndsTheSession(t *testing.T) {
 		if s.clean {
 			t.Error("a lost connection counts as a clean end")
 		}
+	}
+}
+
+// TestDisconnected: a client that the router disconnects resumes its session, and without resumption the session ends.
+func TestDisconnected(t *testing.T) {
+	f := start(t)
+	c, id := f.managed("alice", "desk")
+	c.send(`<presence/>`)
+	f.until("the presence is in", func() bool { return len(f.router.packets()) == 1 })
+	sink := f.router.session(c.full).sink.(router.Disconnecter)
+	sink.Disconnect()
+	if rest := c.closed(); rest != "" {
+		t.Errorf("the client was told %q", rest)
+	}
+	f.until("the connection counts as lost", func() bool { return f.srv.Metrics().Hibernated == 1 })
+	sink.Disconnect() // nobody is there
+	back := f.returning("alice")
+	back.send(resumeElement(id, 0))
+	back.expect(`<resumed [^>]*h='1'`)
+	plain := f.online("bob", "desk")
+	s := f.router.session(plain.full)
+	s.sink.(router.Disconnecter).Disconnect()
+	plain.closed()
+	if s.wait(t); s.clean {
+		t.Error("a broken connection counts as a clean end")
 	}
 }
 

@@ -56,8 +56,9 @@ type sight struct {
 }
 
 var (
-	_ router.Sink    = (*life)(nil)
-	_ router.Counter = (*life)(nil)
+	_ router.Sink         = (*life)(nil)
+	_ router.Counter      = (*life)(nil)
+	_ router.Disconnecter = (*life)(nil)
 )
 
 // NewClient returns an offline client: user "alice", device "phone".
@@ -137,6 +138,9 @@ func (l *life) End(cond stanza.StreamCondition, text string) {
 		go s.End(false, nil)
 	}
 }
+
+// Disconnect implements router.Disconnecter. The client has no stream management: its session ends.
+func (l *life) Disconnect() { l.End("disconnected", "") }
 
 // lose ends all sessions of a process that is dead.
 func (c *Cluster) lose(p *process) {
