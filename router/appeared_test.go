@@ -6,6 +6,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"muster/router/stanza"
 )
 
 // bindings notes of which sessions the features of node 1 hear.
@@ -73,4 +75,40 @@ func TestAppearedDuringIsolation(t *testing.T) {
 			t.Errorf("the home's features heard of %q", heard.got)
 		}
 	})
+}
+
+// TestPublishedDuringIsolation: a presence change that reached the session's node while that was isolated, and so
+// counted for nothing there, is written when the session is with its home again.
+func TestPublishedDuringIsolation(t *testing.T) {
+	for _, tc := range []struct {
+		name     string
+		change   *stanza.Packet
+		row      bool
+		priority int8
+	}{
+		{"available", presence("", 7), true, 7},
+		{"unavailable", presence(stanza.TypeUnavailable, 0), false, 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			simulate(t, 2, func(g *rig) {
+				g.users(1, "alice", "bob")
+				time.Sleep(time.Second)
+				alice, bob := g.online(1, "alice/a"), g.online(2, "bob/b")
+				n2 := g.nodes[2]
+				n2.r.LeaderContact(IsolationAfter + time.Millisecond)
+				synctest.Wait()
+				g.nodes[1].r.Active(addr("bob"), func(c *Ctx) { c.Publish(c.SessionByResource("b"), tc.change) })
+				time.Sleep(time.Second)
+				n2.r.LeaderContact(0)
+				time.Sleep(time.Second)
+				for id, n := range g.nodes {
+					if row, ok := n.hot.Row(addr("bob"), "b"); ok != tc.row || row.Priority != tc.priority {
+						t.Errorf("on node %d there is a row: %v, of priority %d", id, ok, row.Priority)
+					}
+				}
+				bob.message("alice", "m") // its input goes on
+				alice.want("message chat bob/b m")
+			})
+		})
+	}
 }

@@ -48,7 +48,7 @@ type Attached struct {
 	over       bool             // its node's incarnation is over
 	ending     bool             // its end is here, perhaps behind input that is held
 	published  uint64           // presence changes so far
-	publishing bool             // the session's node has not confirmed the last one: the input is held
+	publishing []byte           // the last one, until the session's node has confirmed it: the input is held
 	row        hot.Position     // of the last one that it confirmed
 	stored     uint64           // number of the last message of this session that was kept
 	live       map[uint32]bool  // nodes to which stanzas went by their links since the last kept message
@@ -177,10 +177,10 @@ func (a *Actor) Publish(at *Attached, p *stanza.Packet) {
 	if p != nil {
 		b = stanza.AppendBinary(b, p)
 	}
-	if !at.publishing {
-		at.publishing = true
+	if at.publishing == nil {
 		at.held++
 	}
+	at.publishing = b
 	a.r.toSession(at, kindPublish, b)
 }
 
@@ -188,17 +188,29 @@ func (a *Actor) Publish(at *Attached, p *stanza.Packet) {
 // change. What the session sends after it must not overtake it on its way to
 // the third node, so its input was held, and its stanzas name the row.
 func (a *Actor) confirm(at *Attached, n uint64, row hot.Position) {
-	if !at.publishing || n < at.published {
+	if at.publishing == nil || n < at.published {
 		return
 	}
 	at.row = row
 	a.unpublished(at)
 }
 
+// publishAgain takes up a presence change that the session's node has not
+// confirmed, when that node tells its row as of the nth change: it may have
+// written it, and only the confirmation is lost. Or it has not, since the node
+// was isolated and took no word of this home; then it must be asked again.
+func (a *Actor) publishAgain(at *Attached, n uint64) {
+	if at.publishing != nil && n < at.published {
+		a.r.toSession(at, kindPublish, at.publishing)
+		return
+	}
+	a.confirm(at, at.published, at.row)
+}
+
 // unpublished lets the input go on that waits for a presence change.
 func (a *Actor) unpublished(at *Attached) {
-	if at.publishing {
-		at.publishing = false
+	if at.publishing != nil {
+		at.publishing = nil
 		a.release(at)
 	}
 }

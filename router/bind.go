@@ -259,7 +259,7 @@ func (a *Actor) attachAgain(at *Attached, req *attachment) {
 	}
 	a.r.answerAttach(req, at, nil)
 	a.arrived(req.id)
-	a.confirm(at, at.published, at.row) // the confirmation may be lost
+	a.publishAgain(at, req.published)
 	if !was && at.Available() {
 		a.appeared(at, req)
 	}
