@@ -7,6 +7,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"muster/fsm/cluster"
+	"muster/router/hot"
 	"muster/router/stanza"
 )
 
@@ -111,4 +113,28 @@ func TestPublishedDuringIsolation(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestBoundBeforeIsolation: a client that was bound when its node was cut off already, and did not know it, may have been
+// shown rows that had ended before; the next home must know, so that it tells of all that ended lately.
+func TestBoundBeforeIsolation(t *testing.T) {
+	simulate(t, 2, func(g *rig) {
+		g.users(2, "bob")
+		time.Sleep(time.Second)
+		g.online(2, "bob/b")
+		n2 := g.nodes[2].r
+		n2.LeaderContact(IsolationAfter + time.Millisecond)
+		synctest.Wait()
+		g.must(cluster.AssignEntry([]string{"bob@" + testDomain}, 1))
+		n2.LeaderContact(0)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		at := g.nodes[1].r.actors.get(addr("bob")).find("b")
+		if at == nil {
+			t.Fatal("the session is not attached to the next home")
+		}
+		if age := time.Since(at.Began()); age < hot.RecentFor {
+			t.Errorf("the next home takes what ended more than %v ago for known to the client", age)
+		}
+	})
 }

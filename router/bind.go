@@ -462,6 +462,7 @@ func (s *Session) follow(force bool) {
 	if s.state == finished {
 		return
 	}
+	s.misled = s.misled || s.r.isolated.Load()
 	if s.state != waiting && !force {
 		if s.at != nil || s.home == s.r.node {
 			return // an actor of this node lets go by itself

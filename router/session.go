@@ -59,7 +59,7 @@ type Session struct {
 	transport string
 	remote    string
 	since     time.Time // of the binding
-	misled    bool      // it was attached while this node was isolated: it may have been shown what had ended before
+	misled    bool      // it was here while this node was isolated, or seconds before that was known: it may have been shown what had ended before
 	exempt    bool      // bound while this node was isolated: the grace time is over for it
 
 	mu        sync.Mutex
