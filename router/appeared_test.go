@@ -138,3 +138,21 @@ func TestBoundBeforeIsolation(t *testing.T) {
 		}
 	})
 }
+
+// TestUnsettledOnTheWay: a row that ends while a session is on its way to its next home must be made up for, too.
+func TestUnsettledOnTheWay(t *testing.T) {
+	simulate(t, 2, func(g *rig) {
+		g.users(2, "bob")
+		time.Sleep(time.Second)
+		g.online(2, "bob/b")
+		if g.nodes[2].r.Unsettled() {
+			t.Fatal("a session is unsettled before its home moved")
+		}
+		g.net.Partition([]string{"n1"}, []string{"n2"}) // the next home does not answer
+		g.must(cluster.AssignEntry([]string{"bob@" + testDomain}, 1))
+		time.Sleep(time.Second)
+		if !g.nodes[2].r.Unsettled() {
+			t.Error("no session is unsettled")
+		}
+	})
+}

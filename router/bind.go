@@ -101,6 +101,9 @@ func (s *Session) attach() {
 	home, where := s.r.locate(s.user)
 	s.moveTo(home.Node, where)
 	s.misled = s.misled || s.r.isolated.Load()
+	if s.bound == nil {
+		s.r.rehomed.Store(time.Now().UnixNano()) // a row may end before the next home has the session
+	}
 	req := &attachment{
 		session: s, id: s.id, attempt: s.attempt, node: s.r.node, incarnation: s.r.incarnation.Load(), user: s.user,
 		resource: s.resource, reattached: s.bound == nil, done: s.seq, sent: s.seq, presence: s.presence, published: s.published, row: s.row, offered: s.offered.Load(),

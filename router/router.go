@@ -99,7 +99,7 @@ type Router struct {
 	nextSession atomic.Uint64
 	incarnation atomic.Uint64
 	applied     atomic.Uint64 // log index up to which homes are current
-	rehomed     atomic.Int64  // when a session of this node was last attached anew, in Unix nanoseconds
+	rehomed     atomic.Int64  // when a session of this node was last attached anew, or asked for that, in Unix nanoseconds
 	handed      atomic.Uint64 // message log index up to which messages were handed to actors
 	stopping    atomic.Bool
 	leaderless  atomic.Bool // the control leader was not heard for IsolationAfter
