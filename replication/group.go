@@ -221,9 +221,9 @@ func (g *Group) start() error {
 	}
 	rc := g.cfg.raftConfig()
 	g.layer = newStreamLayer(g.cfg.Mesh, "raft/"+g.cfg.Name, g.cfg.NodeID, g.dialFailed)
-	g.trans = &heardTransport{opened: g.opened, heard: map[uint32]time.Duration{}, NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+	g.trans = newHeardTransport(g.opened, raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: g.layer, MaxPool: maxPool, Timeout: g.cfg.Timing.RPC, Logger: rc.Logger, MsgpackUseNewTimeFormat: true,
-		MaxRPCsInFlight: noPipeline})}
+		MaxRPCsInFlight: noPipeline}))
 	running := &atomic.Pointer[raft.Raft]{}
 	if g.raft, err = raft.NewRaft(rc, adapter{g}, cached, g.log, g.snaps, voteTransport{g.trans, running}); err != nil {
 		_ = g.trans.Close()

@@ -61,6 +61,7 @@ type memNet struct {
 	ports map[string]*memPort
 	cut   map[[2]string]bool
 	conns map[[2]string]map[net.Conn]struct{}
+	hush  chan struct{} // not nil: nothing gets through until it is closed, and nobody is told
 }
 
 func newMemNet() *memNet {
@@ -123,7 +124,8 @@ func (e memEnd) Dial(ctx context.Context, addr string) (net.Conn, error) {
 		return nil, errors.New("connection refused")
 	default:
 	}
-	a, b := net.Pipe()
+	one, other := net.Pipe()
+	a, b := net.Conn(memConn{one, e.net}), net.Conn(memConn{other, e.net})
 	select {
 	case p.conns <- b:
 	case <-p.closed:
@@ -139,6 +141,34 @@ func (e memEnd) Dial(ctx context.Context, addr string) (net.Conn, error) {
 	}
 	e.net.conns[k][a], e.net.conns[k][b] = struct{}{}, struct{}{}
 	return a, nil
+}
+
+type memConn struct {
+	net.Conn
+	net *memNet
+}
+
+func (c memConn) Write(b []byte) (int, error) {
+	c.net.mu.Lock()
+	hush := c.net.hush
+	c.net.mu.Unlock()
+	if hush != nil {
+		<-hush
+	}
+	return c.Conn.Write(b)
+}
+
+// silence holds up all that is sent while fn runs.
+func (n *memNet) silence(fn func()) {
+	hush := make(chan struct{})
+	n.mu.Lock()
+	n.hush = hush
+	n.mu.Unlock()
+	fn()
+	n.mu.Lock()
+	n.hush = nil
+	n.mu.Unlock()
+	close(hush)
 }
 
 // split cuts (or heals) the links between two nodes.

@@ -478,11 +478,11 @@ func (g *Group) leaderIndex(ctx context.Context) (uint64, error) {
 	return index, nil
 }
 
-const verifyPause = 5 * time.Millisecond // between questions while only followers without a vote have answered
+const verifyPause = 5 * time.Millisecond // between questions while no majority of the voters has answered by itself
 
 // verify has a majority of the voters confirm that this node leads. The library
-// (v1.7.3) takes the answers of non-voters for votes: a leader that reaches
-// nobody else would prove itself until its lease ends.
+// (v1.7.3) takes the answers of non-voters for votes, and so it would those that
+// heardTransport repeats: a leader that reaches nobody would prove itself until its lease ends.
 func (g *Group) verify(most time.Duration) error {
 	asked := time.Since(g.opened)
 	for {
@@ -490,8 +490,7 @@ func (g *Group) verify(most time.Duration) error {
 		if err := g.within(left, g.raft.VerifyLeader()); err != nil {
 			return &fault.Error{Code: leaderCode(err), Op: "replication.verify", Err: err}
 		}
-		voters, others := g.servers()
-		if len(others) == 0 || g.trans.majority(g.cfg.NodeID, voters, asked) {
+		if voters, _ := g.servers(); g.trans.majority(g.cfg.NodeID, voters, asked) {
 			g.verified.Store(int64(asked))
 			return nil
 		}

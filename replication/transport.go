@@ -28,24 +28,70 @@ func nodeOf[S ~string](id S) uint32 {
 }
 
 // heardTransport notes when each follower last took what this node sent it as the leader.
+//
+// It also spares the followers of an idle log: after each commit timeout, which
+// is short, the library (v1.7.3) tells them the commit index, whether they have
+// it or not. What a follower took a moment ago word for word it is not sent
+// again; its last answer stands. Heartbeats, and all that is new, do go out.
 type heardTransport struct {
 	*raft.NetworkTransport
 	opened time.Time
 
 	mu    sync.Mutex
 	heard map[uint32]time.Duration // since opened, when the request was sent that the follower took
+	told  map[uint32]told
+}
+
+// told is the last request without entries that a follower took, and its answer.
+type told struct {
+	sent   time.Duration // since opened
+	what   position
+	answer raft.AppendEntriesResponse
+}
+
+// position is all that a request without entries says.
+type position struct{ term, last, lastTerm, commit uint64 }
+
+// retell is after how long a follower is told the same again. The leader's lease, which
+// is longer, counts from what the follower is taken to have answered meanwhile.
+const retell = 100 * time.Millisecond
+
+func newHeardTransport(opened time.Time, t *raft.NetworkTransport) *heardTransport {
+	return &heardTransport{NetworkTransport: t, opened: opened, heard: map[uint32]time.Duration{}, told: map[uint32]told{}}
 }
 
 // AppendEntries implements raft.Transport; heartbeats come here too.
 func (t *heardTransport) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
-	sent := time.Since(t.opened)
-	err := t.NetworkTransport.AppendEntries(id, target, req, resp)
-	if err == nil && resp.Success {
-		t.mu.Lock()
-		t.heard[nodeOf(id)] = sent
-		t.mu.Unlock()
+	node, sent := nodeOf(id), time.Since(t.opened)
+	what := position{req.Term, req.PrevLogEntry, req.PrevLogTerm, req.LeaderCommitIndex}
+	idle := len(req.Entries) == 0 && what.last > 0 // a heartbeat names no entry
+	if idle && t.knows(node, what, sent, resp) {
+		return nil
 	}
-	return err
+	err := t.NetworkTransport.AppendEntries(id, target, req, resp)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case err != nil || !resp.Success:
+		delete(t.told, node)
+		return err
+	case idle:
+		t.told[node] = told{sent, what, *resp}
+	}
+	t.heard[node] = sent
+	return nil
+}
+
+// knows reports whether a follower took the same a moment ago, and gives its answer of then.
+func (t *heardTransport) knows(node uint32, what position, now time.Duration, resp *raft.AppendEntriesResponse) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	before, ok := t.told[node]
+	if !ok || before.what != what || now-before.sent >= retell {
+		return false
+	}
+	*resp = before.answer
+	return true
 }
 
 // majority reports whether self and others of the voters, together more than half, took a request sent since then.
