@@ -59,6 +59,7 @@ type Group struct {
 	peers      map[uint32]peerState // what the leader knows of the others
 	known      map[uint32]bool      // members at the last look
 	holding    map[uint32]time.Time // removals that Config.Hold delays, since when
+	leaving    map[uint32]time.Time // nodes that shall have no vote, until when
 	narrow     time.Time            // since when the disk lacks room; zero while it does not
 	silent     map[uint32]time.Time // members that Health does not reach, since when
 
@@ -76,7 +77,7 @@ func Open(cfg Config) (*Group, error) {
 	alone := cfg.Exit == nil
 	cfg.fill()
 	g := &Group{cfg: cfg, alone: alone, opened: time.Now(), queue: make(chan *proposal, maxQueued), slots: make(chan struct{}, maxInFlight),
-		peers: map[uint32]peerState{}, silent: map[uint32]time.Time{}, holding: map[uint32]time.Time{}, stop: make(chan struct{})}
+		peers: map[uint32]peerState{}, silent: map[uint32]time.Time{}, holding: map[uint32]time.Time{}, leaving: map[uint32]time.Time{}, stop: make(chan struct{})}
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	g.leaderCtx, g.leaderEnd = context.WithCancel(g.ctx)
 	g.trouble = &trouble{tell: g.tellTrouble}
@@ -238,6 +239,7 @@ func (g *Group) start() error {
 	})
 	g.rpc.handle("status", g.serveStatus)
 	g.rpc.handle("digests", g.serveDigests)
+	g.rpc.handle("release", g.serveRelease)
 	for _, loop := range []func(){g.dispatch, g.followLeadership, g.followLeaders, g.rpcServe, g.reconcileLoop, g.housekeep} {
 		g.done.Add(1)
 		go func() {

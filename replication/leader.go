@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"muster/internal/fault"
 )
 
 // OnLeadership registers fn to hear of this node becoming the leader (after
@@ -43,15 +45,22 @@ func (g *Group) leadOnce() {
 		return
 	}
 	// All entries of earlier leaders come before this record.
-	ctx, cancel := context.WithTimeout(g.ctx, g.cfg.Timing.NoQuorum)
-	defer cancel()
-	f := g.raft.Apply(emptyRecord, enqueueTime)
-	if err := g.within(g.remaining(ctx, g.cfg.Timing.NoQuorum), f); err != nil {
-		return
-	}
-	if out, ok := f.Response().(applied); ok && out.err == nil && g.raft.State() == raft.Leader {
+	if g.mark(g.ctx) == nil && g.raft.State() == raft.Leader {
 		g.setReady(true)
 	}
+}
+
+// mark has the leader write an empty record: when it is committed, so is all that came before it.
+func (g *Group) mark(ctx context.Context) error {
+	const op = "replication.mark"
+	f := g.raft.Apply(emptyRecord, enqueueTime)
+	if err := g.within(g.remaining(ctx, g.cfg.Timing.NoQuorum), f); err != nil {
+		return &fault.Error{Code: leaderCode(err), Op: op, Err: err}
+	}
+	if out, ok := f.Response().(applied); ok {
+		return out.err
+	}
+	return fault.New(fault.Internal, op, "", "")
 }
 
 func (g *Group) setReady(is bool) {

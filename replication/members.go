@@ -47,7 +47,7 @@ const (
 	promote
 	demote
 	remove
-	handOver // the leader itself was removed: another one must go on
+	handOver // the leader itself leaves or was removed: another one must go on
 )
 
 var changeNames = [...]string{"keep", "add", "promote", "demote", "remove", "hand_over"}
@@ -74,6 +74,7 @@ type situation struct {
 	peers   map[uint32]peerState
 	most    int             // Config.MaxVoters
 	held    map[uint32]bool // nodes that left the table and must stay in the configuration for the time being
+	leaving map[uint32]bool // nodes that are about to leave the table and shall have no vote (Release)
 	now     time.Time
 	dead    time.Duration // Timing.DeadVoter
 }
@@ -87,10 +88,10 @@ func (s *situation) isDead(node uint32) bool {
 	return node != s.self && !p.since.IsZero() && s.now.Sub(p.since) > s.dead
 }
 
-// candidate is the first healthy non-voter that may get a vote; 0: none.
-func (s *situation) candidate() uint32 {
+// candidate is the first healthy non-voter that may get a vote once it was caught up at so many looks; 0: none.
+func (s *situation) candidate(looks int) uint32 {
 	for _, n := range s.others {
-		if s.isMember(n) && s.peers[n].since.IsZero() && s.peers[n].steady >= steadyLooks {
+		if s.stays(n) && s.peers[n].since.IsZero() && s.peers[n].steady >= looks {
 			return n
 		}
 	}
@@ -103,7 +104,7 @@ func (s *situation) loser() uint32 {
 	silent := false
 	for _, n := range s.voters {
 		down := !s.peers[n].since.IsZero()
-		if n != s.self && (pick == 0 || down && !silent || down == silent && n > pick) {
+		if n != s.self && !s.leaving[n] && (pick == 0 || down && !silent || down == silent && n > pick) {
 			pick, silent = n, down
 		}
 	}
@@ -131,15 +132,30 @@ func plan(s situation) change {
 	return s.balance()
 }
 
-// balance gives and takes votes.
-func (s *situation) balance() change {
-	want, next := votersFor(len(s.members), s.most), s.candidate()
-	have := 0 // a removed node's vote counts for nothing: somebody must be there to take over from it
+// votes is how many of those who stay vote, and how many should. The vote of one
+// who does not counts for nothing: somebody must be there to take over from it.
+func (s *situation) votes() (have, want int) {
 	for _, n := range s.voters {
-		if s.isMember(n) {
+		if s.stays(n) {
 			have++
 		}
 	}
+	staying := 0
+	for _, m := range s.members {
+		if s.stays(m.ID) {
+			staying++
+		}
+	}
+	return have, votersFor(staying, s.most)
+}
+
+// balance gives and takes votes.
+func (s *situation) balance() change {
+	if step := s.leave(); step.do != keepAll {
+		return step
+	}
+	have, want := s.votes()
+	next := s.candidate(steadyLooks)
 	if have > want {
 		if n := s.loser(); n != 0 {
 			return change{demote, n}
@@ -193,7 +209,7 @@ func (g *Group) reconcileLoop() {
 
 func (g *Group) situation() situation {
 	s := situation{self: g.cfg.NodeID, members: g.cfg.Members(), now: time.Now(), dead: g.cfg.Timing.DeadVoter, peers: map[uint32]peerState{},
-		most: g.cfg.MaxVoters, held: map[uint32]bool{}}
+		most: g.cfg.MaxVoters, held: map[uint32]bool{}, leaving: map[uint32]bool{}}
 	s.voters, s.others = g.servers()
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -203,6 +219,11 @@ func (g *Group) situation() situation {
 	for _, n := range slices.Concat(s.voters, s.others) {
 		if s.held[n] = !s.isMember(n) && g.holds(n, s.now); !s.held[n] {
 			delete(g.holding, n)
+		}
+	}
+	for n, until := range g.leaving {
+		if s.leaving[n] = s.now.Before(until); !s.leaving[n] {
+			delete(g.leaving, n)
 		}
 	}
 	return s

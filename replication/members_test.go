@@ -13,6 +13,15 @@ import (
 
 func ids(n ...uint32) []uint32 { return n }
 
+func leave(nodes ...uint32) func(*situation) {
+	return func(s *situation) {
+		s.leaving = map[uint32]bool{}
+		for _, n := range nodes {
+			s.leaving[n] = true
+		}
+	}
+}
+
 func TestPlan(t *testing.T) {
 	steady := peerState{steady: steadyLooks}
 	now := time.Unix(1_000_000, 0)
@@ -54,6 +63,25 @@ func TestPlan(t *testing.T) {
 			func(s *situation) { s.held = map[uint32]bool{3: true} }},
 		{"while another one goes", ids(1, 2), ids(1, 2, 3), ids(4), nil, change{remove, 4},
 			func(s *situation) { s.held = map[uint32]bool{3: true} }},
+		{"one that leaves is replaced first", ids(1, 2, 3, 4), ids(1, 2), ids(3, 4), map[uint32]peerState{2: steady, 3: steady, 4: steady}, change{promote, 3}, leave(2)},
+		{"by all who can", ids(1, 2, 3, 4), ids(1, 2, 3), ids(4), map[uint32]peerState{2: steady, 3: steady, 4: steady}, change{promote, 4}, leave(2)},
+		{"then it gives up its vote", ids(1, 2, 3, 4), ids(1, 2, 3, 4), nil, map[uint32]peerState{2: steady, 3: steady, 4: steady}, change{demote, 2}, leave(2)},
+		{"and does not get it back", ids(1, 2), ids(1), ids(2), map[uint32]peerState{2: steady}, change{}, leave(2)},
+		{"it waits for one that catches up", ids(1, 2, 3), ids(1, 2), ids(3), map[uint32]peerState{2: steady, 3: {}}, change{}, leave(2)},
+		{"but for none that is silent", ids(1, 2, 3), ids(1, 2), ids(3), map[uint32]peerState{2: steady, 3: silent(time.Second)}, change{demote, 2}, leave(2)},
+		{"the other of two leaves", ids(1, 2), ids(1, 2), nil, map[uint32]peerState{2: steady}, change{demote, 2}, leave(2)},
+		{"a dead one leaves", ids(1, 2, 3), ids(1, 2, 3), nil, map[uint32]peerState{2: steady, 3: silent(time.Second)}, change{demote, 3}, leave(3)},
+		{"not if too few are left that answer", ids(1, 2, 3), ids(1, 2, 3), nil, map[uint32]peerState{2: steady, 3: silent(time.Second)}, change{}, leave(2)},
+		{"nor while one is left of which nothing is known", ids(1, 2, 3), ids(1, 2, 3), nil, map[uint32]peerState{2: steady}, change{}, leave(2)},
+		{"nor while a removed one still votes", ids(1, 2), ids(1, 2, 3), nil, map[uint32]peerState{2: steady}, change{},
+			func(s *situation) { s.held = map[uint32]bool{3: true}; leave(2)(s) }},
+		{"a silent voter too many goes first", ids(1, 2, 3, 4, 5), ids(1, 2, 3, 4, 5), nil,
+			map[uint32]peerState{2: steady, 3: steady, 4: silent(time.Second), 5: silent(time.Second)}, change{demote, 5}, leave(3)},
+		{"of two that leave one goes after the other", ids(1, 2, 3), ids(1, 2, 3), nil, map[uint32]peerState{2: steady, 3: steady}, change{demote, 2}, leave(2, 3)},
+		{"a leader that leaves hands over", ids(1, 2, 3), ids(1, 2, 3), nil, map[uint32]peerState{2: steady, 3: steady}, change{handOver, 1}, leave(1)},
+		{"after others that leave", ids(1, 2, 3), ids(1, 2, 3), nil, map[uint32]peerState{2: steady, 3: steady}, change{demote, 3}, leave(1, 3)},
+		{"alone it makes an heir", ids(1, 2), ids(1), ids(2), map[uint32]peerState{2: steady}, change{promote, 2}, leave(1)},
+		{"or goes on", ids(1, 2), ids(1), ids(2), map[uint32]peerState{2: silent(time.Second)}, change{}, leave(1)},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

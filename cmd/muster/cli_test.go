@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -313,8 +314,30 @@ func TestNodes(t *testing.T) {
 	if n := len(cluster.Nodes(s.w.Rig.M)); n != 1 {
 		t.Errorf("%d nodes are left", n)
 	}
+	if released := s.w.Messages.Released; !slices.Equal(released, []uint32{1}) {
+		t.Errorf("released: %v", released)
+	}
 	s.fails(fault.NotFound, "no node is called x", "node", "remove", "x")
 	s.fails(fault.BadRequest, "for: must be", "node", "token", "--for", "9999h")
+}
+
+// TestRemoveANodeThatVotes: it stays while a log does not do without its vote.
+func TestRemoveANodeThatVotes(t *testing.T) {
+	s := newShell(t)
+	s.fails(fault.NotAllowed, "publisher", "node", "remove", "node1")
+	if released := s.w.Messages.Released; released != nil {
+		t.Errorf("the publisher gives up its vote: %v", released)
+	}
+	votes := fault.New(fault.Unavailable, "x", "", "node2 still has a vote in the message log")
+	s.w.Messages.Refuse = []error{votes, nil, votes}
+	s.fails(fault.Unavailable, "node2 is not removed: node2 still has a vote in the message log", "node", "remove", "node2")
+	if n := len(cluster.Nodes(s.w.Rig.M)); n != 2 {
+		t.Errorf("%d nodes are left", n)
+	}
+	s.fails(fault.Unavailable, "node2 is removed, but may still have a vote; leave it running", "node", "remove", "node2")
+	if n := len(cluster.Nodes(s.w.Rig.M)); n != 1 {
+		t.Errorf("%d nodes are left", n)
+	}
 }
 
 func TestGroupsAndAssignment(t *testing.T) {

@@ -163,7 +163,7 @@ type nodeRemoveCmd struct {
 
 // Run removes the node.
 func (c *nodeRemoveCmd) Run(a *app) error {
-	return a.change(http.MethodDelete, "/nodes/"+url.PathEscape(c.Node), nil, c.Node+" is no member any more; to come back it joins anew with an empty data folder")
+	return a.change(http.MethodDelete, "/nodes/"+url.PathEscape(c.Node), nil, c.Node+" is no member any more and may be switched off; to come back it joins anew with an empty data folder")
 }
 
 type publisherCmd struct {

@@ -121,6 +121,32 @@ func TestRemovedLeaders(t *testing.T) {
 	}
 }
 
+// TestRemoveNode has an administrator remove, from a cluster of two, the node that leads both logs.
+func TestRemoveNode(t *testing.T) {
+	for name, itself := range map[string]bool{"by the other one": false, "by itself": true} {
+		t.Run(name, func(t *testing.T) {
+			virtual(t, 2, func(t *testing.T, c *simnode.Cluster) {
+				stays, goes := c.Host("n1"), c.Host("n2")
+				control, messages := logsOf(c.Hosts())
+				agree(c, "two voters", control, 2, 0)
+				agree(c, "two message voters", messages, 2, 0)
+				lead(t, c, goes.Node(), goes.Node().Group(), goes.Node().Messages())
+				via := stays
+				if itself {
+					via = goes
+				}
+				if _, err := via.Node().Operator().RemoveNode(t.Context(), goes.Name); err != nil {
+					t.Fatal(err)
+				}
+				goes.Kill(0) // at once
+				agree(c, "one voter", []*replication.Group{stays.Node().Group()}, 1, 0)
+				agree(c, "one message voter", []*replication.Group{stays.Node().Messages()}, 1, 0)
+				equalTables(t, stays.Node())
+			})
+		})
+	}
+}
+
 // lead makes a node lead logs, by having those hand on that lead instead.
 func lead(t *testing.T, c *simnode.Cluster, n *node.Node, groups ...*replication.Group) {
 	t.Helper()

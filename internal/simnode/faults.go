@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"muster/fsm/cluster"
-	"muster/replication"
 )
 
 // touch notes that a process or a link changed its state.
@@ -92,39 +91,19 @@ func (c *Cluster) Join() bool {
 	return false
 }
 
-// Remove ends a host's membership, through another one, and its process.
+// Remove ends a host's membership, as an operator at another one does, and its process at once.
 func (c *Cluster) Remove(h *Host) bool {
 	for _, via := range c.Ready() {
 		if via == h {
 			continue
 		}
 		c.Trace.Notef("remove %s through %s", h.Name, via.Name)
-		if res, err := via.Propose(cluster.RemoveEntry(h.ID)); err == nil && res[0].Err == nil {
+		err := via.remove(h.Name)
+		if err == nil {
 			c.adopt()
 			return true
 		}
-	}
-	return false
-}
-
-// removing reports whether a node that was removed still has a vote. Removed
-// hosts are switched off at once here: two of them that still vote would take
-// the majority with them, and an operator is told to wait.
-func (c *Cluster) removing() bool {
-	lead := c.Leader()
-	if lead == nil {
-		return false
-	}
-	members := map[uint32]bool{}
-	for _, h := range c.Hosts() {
-		members[h.ID] = true
-	}
-	for _, g := range []*replication.Group{lead.Node().Group(), lead.Node().Messages()} {
-		for _, id := range g.Status().Voters {
-			if !members[id] {
-				return true
-			}
-		}
+		c.Trace.Notef("not removed: %v", err)
 	}
 	return false
 }

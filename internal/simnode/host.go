@@ -239,6 +239,24 @@ func (h *Host) Propose(entries ...*log.Entry) ([]fsm.Result, error) {
 	return res, err
 }
 
+// remove ends the membership of the host of that name through this node, within the time that the node takes for it.
+func (h *Host) remove(name string) (err error) {
+	p := h.proc.Load()
+	if p == nil {
+		return errDead
+	}
+	defer func() {
+		if v := recover(); v != nil && !p.dead.Load() { // the state is closed under a reader when the process ends
+			panic(v)
+		}
+		if p.dead.Load() {
+			err = errDead
+		}
+	}()
+	_, err = p.node.Operator().RemoveNode(context.Background(), name)
+	return err
+}
+
 func (h *Host) describe() string {
 	n := h.Node()
 	if n == nil {

@@ -86,7 +86,7 @@ func (c *Cluster) nodeStep(word string, h *Host, args []string) {
 	case "stall":
 		h.Stall(true)
 	case "remove":
-		if len(c.Hosts()) > 3 && !c.removing() { // so that one may still die
+		if len(c.Hosts()) > 3 { // so that one may still die
 			c.Remove(h)
 		}
 	case "snapshot":

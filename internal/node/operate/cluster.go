@@ -2,8 +2,11 @@ package operate
 
 import (
 	"context"
+	"errors"
+	"sync"
 	"time"
 
+	"muster/edges/http"
 	"muster/edges/http/adminapi"
 	"muster/fsm/cluster"
 	"muster/fsm/config"
@@ -104,9 +107,52 @@ func (o *Operator) NewToken(ctx context.Context, life time.Duration) (adminapi.T
 	return adminapi.Token{Token: token.Reveal(), Expires: time.Now().Add(life).UTC(), Address: me.ClusterAddr}, nil
 }
 
-// RemoveNode implements http.Membership.
+// Limits of a node's removal.
+const (
+	removeTime  = http.WriteTime - 2*time.Second
+	releaseTime = removeTime / 2 // for all logs to take the node's votes before
+)
+
+// RemoveNode implements http.Membership. The node gives up its votes before it
+// is removed: switched off with one, it could take a log's majority with it.
 func (o *Operator) RemoveNode(ctx context.Context, name string) (adminapi.Done, error) {
-	return o.changeNode(ctx, name, cluster.RemoveEntry)
+	ctx, cancel := context.WithTimeout(ctx, removeTime)
+	defer cancel()
+	o.current(ctx)
+	id, err := o.nodeID(name)
+	if err != nil {
+		return adminapi.Done{}, err
+	}
+	e := cluster.RemoveEntry(id)
+	if err := o.p.State.Check(e); err != nil {
+		return adminapi.Done{}, err // it keeps its votes
+	}
+	first, end := context.WithTimeout(ctx, releaseTime)
+	defer end()
+	if err := o.release(first, id); err != nil {
+		return adminapi.Done{}, &fault.Error{Code: fault.CodeOf(err), Op: "admin.node", Subject: name, Text: name + " is not removed: " + fault.Public(err), Err: err}
+	}
+	done, err := o.change(ctx, e)
+	if err != nil || id == o.p.Self { // who is removed cannot ask any more
+		return done, err
+	}
+	if err := o.release(ctx, id); err != nil { // a new leader, which did not know of it, may have given a vote back meanwhile
+		return done, &fault.Error{Code: fault.CodeOf(err), Op: "admin.node", Subject: name,
+			Text: name + " is removed, but may still have a vote; leave it running until it has stopped: " + fault.Public(err), Err: err}
+	}
+	return done, nil
+}
+
+// release has a node give up its vote in every log.
+func (o *Operator) release(ctx context.Context, node uint32) error {
+	logs := append([]Log{o.p.Replication}, o.p.Logs...)
+	errs := make([]error, len(logs))
+	var wg sync.WaitGroup
+	for i, l := range logs {
+		wg.Go(func() { errs[i] = l.Release(ctx, node) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 // MovePublisher implements http.Membership.

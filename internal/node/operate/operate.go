@@ -35,14 +35,21 @@ type Proposer interface {
 	Propose(ctx context.Context, entries ...*log.Entry) ([]fsm.Result, error)
 }
 
-// Log is what the overview needs of a log's group.
+// Log is what administration needs of each log's group.
 type Log interface {
 	Name() string
 	Health(ctx context.Context) []replication.NodeHealth
 	CompareDigests(ctx context.Context) (replication.Report, error)
+	Release(ctx context.Context, node uint32) error
 }
 
-// Replication is what administration needs of the control log's group.
+// State is the control log's machine.
+type State interface {
+	fsm.Reader
+	Check(e *log.Entry) error
+}
+
+// Replication is what it needs of the control log's group besides.
 type Replication interface {
 	Log
 	ReadIndex(ctx context.Context) (uint64, error)
@@ -77,7 +84,7 @@ type Parts struct {
 	Self         uint32
 	Name         string
 	Release      string
-	State        fsm.Reader
+	State        State
 	Proposer     Proposer
 	Replication  Replication
 	Logs         []Log // the logs beside the control log

@@ -57,6 +57,9 @@ type World struct {
 type Log struct {
 	Nodes   []replication.NodeHealth
 	Digests replication.Report
+
+	Released []uint32 // nodes that were to give up their votes
+	Refuse   []error  // what keeps them from it, one each
 }
 
 // Name implements operate.Log.
@@ -67,6 +70,15 @@ func (l *Log) Health(context.Context) []replication.NodeHealth { return l.Nodes 
 
 // CompareDigests implements operate.Log.
 func (l *Log) CompareDigests(context.Context) (replication.Report, error) { return l.Digests, nil }
+
+// Release implements operate.Log.
+func (l *Log) Release(_ context.Context, node uint32) error {
+	l.Released = append(l.Released, node)
+	if len(l.Refuse) < len(l.Released) {
+		return nil
+	}
+	return l.Refuse[len(l.Released)-1]
+}
 
 // New returns a world.
 func New(tb testing.TB) *World {
@@ -178,6 +190,9 @@ func (w *World) Name() string { return replication.ControlLog }
 
 // CompareDigests implements operate.Log.
 func (w *World) CompareDigests(context.Context) (replication.Report, error) { return w.Report, nil }
+
+// Release implements operate.Log.
+func (w *World) Release(context.Context, uint32) error { return nil }
 
 // Count implements operate.Presence.
 func (w *World) Count() int { return len(w.Rows) }
