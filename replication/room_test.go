@@ -101,6 +101,7 @@ func TestNobodyHasRoom(t *testing.T) {
 		c := newRoomCluster(t, &d)
 		lead := c.settle(3)
 		lead.must("a", "1")
+		c.equal(lead) // a record that one of the others lacked could not be written there any more
 		for id := range c.nodes {
 			d.set(id, NoRoom)
 		}

@@ -22,34 +22,49 @@ type voteTransport struct {
 	raft *atomic.Pointer[raft.Raft] // nil until it runs
 }
 
-// name picks a voter by chance: the next election names another one.
-func (t voteTransport) name(asked raft.ServerID) []byte {
-	r := t.raft.Load()
-	if r == nil {
-		return []byte(asked)
-	}
-	var voters []raft.ServerID
-	for _, s := range r.GetConfiguration().Configuration().Servers {
-		if s.Suffrage == raft.Voter {
-			voters = append(voters, s.ID)
+// names is the order in which voters are named: by chance, since the library waits only so long for an answer.
+func (t voteTransport) names(asked raft.ServerID) (names []raft.ServerID) {
+	if r := t.raft.Load(); r != nil {
+		for _, s := range r.GetConfiguration().Configuration().Servers {
+			if s.Suffrage == raft.Voter {
+				names = append(names, s.ID)
+			}
 		}
 	}
-	if len(voters) == 0 {
-		return []byte(asked)
+	if len(names) == 0 {
+		return []raft.ServerID{asked}
 	}
-	return []byte(voters[rand.IntN(len(voters))])
+	rand.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
+	return names
+}
+
+// ask sends a request in the name of each voter until one is granted, or the
+// node that is asked is in a later term: no name changes that.
+func (t voteTransport) ask(asked raft.ServerID, send func(name []byte) (granted, later bool, err error)) error {
+	for _, name := range t.names(asked) {
+		if granted, later, err := send([]byte(name)); granted || later || err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // RequestVote implements raft.Transport.
 func (t voteTransport) RequestVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
-	asked := *args
-	asked.ID = t.name(id)
-	return t.NetworkTransport.RequestVote(id, target, &asked, resp)
+	return t.ask(id, func(name []byte) (granted, later bool, err error) {
+		asked := *args
+		asked.ID, *resp = name, raft.RequestVoteResponse{}
+		err = t.NetworkTransport.RequestVote(id, target, &asked, resp)
+		return resp.Granted, resp.Term > args.Term, err
+	})
 }
 
 // RequestPreVote implements raft.WithPreVote.
 func (t voteTransport) RequestPreVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
-	asked := *args
-	asked.ID = t.name(id)
-	return t.NetworkTransport.RequestPreVote(id, target, &asked, resp)
+	return t.ask(id, func(name []byte) (granted, later bool, err error) {
+		asked := *args
+		asked.ID, *resp = name, raft.RequestPreVoteResponse{}
+		err = t.NetworkTransport.RequestPreVote(id, target, &asked, resp)
+		return resp.Granted, resp.Term > args.Term, err
+	})
 }

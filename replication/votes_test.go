@@ -59,7 +59,7 @@ func TestVoteOfAnUnknowingVoter(t *testing.T) {
 			t.Fatal("the second node knows of the promotion")
 		}
 		lead.start()
-		c.until("the first node leads again", 30*time.Second, func() bool { return lead.Group.IsLeader() })
+		c.until("the first node leads again, at its first election", 2*time.Second, func() bool { return lead.Group.IsLeader() })
 		lead.must("a", "1")
 	})
 }

@@ -46,6 +46,7 @@ type Host struct {
 type process struct {
 	host *Host
 	node *node.Node
+	up   atomic.Bool // Node.Start has returned: all parts are there
 	dead atomic.Bool
 	ends atomic.Bool // an orderly stop is under way
 }
@@ -121,6 +122,7 @@ func (h *Host) Start() {
 		h.proc.Store(p)
 		h.c.touch()
 		err = n.Start(context.Background())
+		p.up.Store(true)
 	}
 	if err != nil {
 		h.c.t.Fatalf("start %s: %v", h.Name, err)

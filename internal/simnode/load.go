@@ -168,7 +168,7 @@ func (c *Cluster) WriteSetting(h *Host, name, value string) error {
 // readSetting reads what was confirmed before, through the leader's index.
 func (c *Cluster) readSetting(h *Host, name string) {
 	p := h.proc.Load()
-	if p == nil {
+	if p == nil || !p.up.Load() {
 		return
 	}
 	n := p.node
