@@ -233,11 +233,11 @@ func TestChatRejects(t *testing.T) {
 
 func TestMessage(t *testing.T) {
 	t.Parallel()
-	stanza, at, err := message("user2@bench.test", 300, true)
+	stanza, _, err := message("user2@bench.test", 300, true)
 	if err != nil || len(stanza) != 300 || !strings.HasSuffix(string(stanza), "</body><no-store xmlns='urn:xmpp:hints'/></message>") {
 		t.Fatalf("got %d bytes, %v: %s", len(stanza), err, stanza)
 	}
-	stanza, at, err = message("user2@bench.test", 300, false)
+	stanza, at, err := message("user2@bench.test", 300, false)
 	if err != nil || len(stanza) != 300 || strings.Contains(string(stanza), "no-store") {
 		t.Fatalf("got %d bytes, %v: %s", len(stanza), err, stanza)
 	}
