@@ -189,7 +189,7 @@ func (r *Router) nodesChanged(before map[uint32]cluster.Node) {
 			continue
 		case old.Incarnation != 0 && n.Incarnation != old.Incarnation:
 			r.births.note(id)
-			r.nodeOver(id, n.Incarnation-1)
+			r.nodeOver(id, lastOver(n))
 		case old.Up && !n.Up:
 			r.nodeOver(id, n.Incarnation)
 		}
@@ -206,6 +206,14 @@ func (r *Router) nodesChanged(before map[uint32]cluster.Node) {
 	}
 	r.links.SetPeers(peers)
 	r.rehome()
+}
+
+// lastOver is the last incarnation of a node that is over: this node need not have seen each of them begin.
+func lastOver(n cluster.Node) uint64 {
+	if n.Up {
+		return n.Incarnation - 1
+	}
+	return n.Incarnation
 }
 
 // noteShift tells that a failover or a step of a fallback moved users of a node that is up.
@@ -265,13 +273,14 @@ func (r *Router) rehome() {
 	}
 }
 
-// selfChanged follows what the log says of this node.
+// selfChanged follows what the log says of this node. A start that it asked for
+// may be down by the time that its log says so: then it has to start once more.
 func (r *Router) selfChanged(n cluster.Node) {
 	mine := r.incarnation.Load()
 	switch {
-	case n.Incarnation == mine && !n.Up:
-		if r.fenced.CompareAndSwap(false, true) {
-			r.logger.Warn("node_fenced", "incarnation", mine)
+	case n.Incarnation >= mine && !n.Up:
+		if r.fenced.Swap(n.Incarnation) != n.Incarnation {
+			r.logger.Warn("node_fenced", "incarnation", n.Incarnation)
 			r.judge()
 			if r.onFenced != nil {
 				go r.onFenced()
@@ -286,7 +295,7 @@ func (r *Router) selfChanged(n cluster.Node) {
 				r.links.Reset(id)
 			}
 		}
-		r.fenced.Store(false)
+		r.fenced.Store(0)
 		r.leaderless.Store(false) // who else committed this? From now on the others send here: do not turn them away until the next report
 		r.judge()
 	}
@@ -304,7 +313,7 @@ func (r *Router) LeaderContact(d time.Duration) {
 // judge decides whether this node is isolated: it hears no leader, or the
 // others have declared it down. It runs on the dispatching goroutine.
 func (r *Router) judge() {
-	isolated := r.leaderless.Load() || r.fenced.Load()
+	isolated := r.leaderless.Load() || r.fenced.Load() != 0
 	if r.isolated.Swap(isolated) == isolated {
 		return
 	}
@@ -312,7 +321,7 @@ func (r *Router) judge() {
 	defer r.graceMu.Unlock()
 	r.isolatedSince = time.Now()
 	if isolated {
-		r.logger.Warn("isolated", "leaderless", r.leaderless.Load(), "fenced", r.fenced.Load())
+		r.logger.Warn("isolated", "leaderless", r.leaderless.Load(), "fenced", r.fenced.Load() != 0)
 		r.grace = time.AfterFunc(r.live.Duration(settingGrace), r.graceOver)
 	} else {
 		r.logger.Info("rejoined")

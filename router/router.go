@@ -102,10 +102,10 @@ type Router struct {
 	rehomed     atomic.Int64  // when a session of this node was last attached anew, or asked for that, in Unix nanoseconds
 	handed      atomic.Uint64 // message log index up to which messages were handed to actors
 	stopping    atomic.Bool
-	leaderless  atomic.Bool // the control leader was not heard for IsolationAfter
-	fenced      atomic.Bool // the log says that this incarnation is down
-	isolated    atomic.Bool // one of the two
-	departing   atomic.Bool // this node is about to stop
+	leaderless  atomic.Bool   // the control leader was not heard for IsolationAfter
+	fenced      atomic.Uint64 // incarnation of this node that the log says is down, and that no later start has followed; 0: none
+	isolated    atomic.Bool   // one of the two
+	departing   atomic.Bool   // this node is about to stop
 
 	graceMu       sync.Mutex
 	grace         *time.Timer

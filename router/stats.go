@@ -78,7 +78,7 @@ type Status struct {
 func (r *Router) Status() Status {
 	st := Status{
 		Sessions: r.sessions.count(), Actors: int(r.actors.count.Load()), Rows: r.hot.Count(),
-		Fenced: r.fenced.Load(), Incarnation: r.incarnation.Load(), Links: r.links.Peers(),
+		Fenced: r.fenced.Load() != 0, Incarnation: r.incarnation.Load(), Links: r.links.Peers(),
 	}
 	if isolated, since := r.Isolated(); isolated {
 		st.Isolated, st.IsolatedSince = true, &since
