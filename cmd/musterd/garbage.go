@@ -13,6 +13,7 @@ const (
 	garbageLook = time.Second // between looks, and about how often a busy server collects
 	garbageMost = 128 << 20   // bytes of garbage that a busy server may gather, if what lives is less
 	garbagePace = 100         // Go's usual one: garbage in percent of what lives
+	garbageRest = 2           // looks in a row without much work after which memory goes back to the system
 )
 
 // paceGarbage adapts the collector's pace to what the process allocates, for as
@@ -23,15 +24,24 @@ func paceGarbage() {
 	}
 	look := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}, {Name: "/gc/heap/live:bytes"}}
 	metrics.Read(look)
-	before, pace := look[0].Value.Uint64(), garbagePace
+	before, pace, rest := look[0].Value.Uint64(), garbagePace, 0
 	for range time.Tick(garbageLook) {
 		metrics.Read(look)
 		allocated, live := look[0].Value.Uint64(), look[1].Value.Uint64()
-		if next := garbagePercent(allocated-before, live); next != pace {
-			debug.SetGCPercent(next)
-			pace = next
-		}
+		next := garbagePercent(allocated-before, live)
 		before = allocated
+		if next > garbagePace {
+			rest = 0
+		} else if rest++; rest < garbageRest {
+			continue
+		}
+		if next == pace {
+			continue
+		}
+		debug.SetGCPercent(next)
+		if pace = next; pace == garbagePace {
+			debug.FreeOSMemory() // at rest nothing else would begin a collection
+		}
 	}
 }
 
