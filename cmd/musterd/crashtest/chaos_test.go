@@ -65,7 +65,6 @@ var notHere = []string{
 	"F5 (named failpoints), F7 (power loss), F14 (clocks): not run: real processes have no hooks for them; the virtual clusters of make sim do",
 	"F9: not run: 1,000 random flips take hours with processes; a few per kind of file are done here",
 	"F19: not run: there is no second release to upgrade from; nodes are restarted in turn",
-	"F22: not run for messages: a backup holds the control log only",
 	"F23-F29: not run: certificates are in make crash; there is no DNS, LDAP, archive database, IdP or Exchange to break yet",
 	"F31: not run for memory: a limit by cgroup needs delegation; only file descriptors are",
 	"F34: not run: a soak of 24 hours",
