@@ -48,8 +48,9 @@ type RetentionConfig struct {
 	// CatchUp waits until Holder knows all that the control log had committed when it was called.
 	CatchUp   func(ctx context.Context) error
 	DiskUsage func() uint64 // bytes that the messages take on this node
-	// Alive reports whether the log says that an incarnation of a node goes on.
-	Alive  func(node uint32, incarnation uint64) bool
+	// Gone reports whether the log says that an incarnation of a node is over, and since when at
+	// the latest; the zero time if that is not known.
+	Gone   func(node uint32, incarnation uint64) (since time.Time, gone bool)
 	Logger *slog.Logger
 }
 
@@ -228,7 +229,7 @@ func (t *Retention) findOrphans(ctx context.Context) error {
 // come back in their time, and those of which nothing is left but an old input.
 func (t *Retention) forgetLost(ctx context.Context) error {
 	for {
-		lost := state.Lost(t.Messages, time.Now(), state.MaxSweep, t.Alive)
+		lost := state.Lost(t.Messages, time.Now(), state.MaxSweep, t.Gone)
 		if len(lost) == 0 {
 			lost = state.Idle(t.Messages, maxIdle)
 		}

@@ -33,7 +33,8 @@ type keeping struct {
 	failing           atomic.Bool
 	unknown           map[string]bool // users that Holder does not know before CatchUp
 	ctx               context.Context
-	applying          sync.Mutex // a log has one order
+	died              atomic.Int64 // when deadNode did, in Unix nanoseconds; 0: it lives
+	applying          sync.Mutex   // a log has one order
 }
 
 // keep runs a retention in a synctest bubble until the test ends.
@@ -53,7 +54,9 @@ func prepare(t *testing.T, test func(k *keeping)) {
 		k.must(config.AddDomainEntry("example.com"))
 		live := config.NewLive(k.control.M, 1)
 		k.r = NewRetention(RetentionConfig{
-			Messages: k.messages.M, Live: live, Keeper: k, Leads: k.leads.Load, DiskUsage: k.usage.Load, Alive: func(node uint32, _ uint64) bool { return node != deadNode }, Logger: slog.New(slog.DiscardHandler),
+			Messages: k.messages.M, Live: live, Keeper: k, Leads: k.leads.Load, DiskUsage: k.usage.Load, Gone: func(node uint32, _ uint64) (time.Time, bool) {
+				return time.Unix(0, k.died.Load()), node == deadNode && k.died.Load() > 0
+			}, Logger: slog.New(slog.DiscardHandler),
 			Holder: func(owner string) (time.Time, bool) {
 				u, ok := user.Get(k.control.M, owner)
 				return u.Created, ok && !k.unknown[owner]
@@ -342,6 +345,11 @@ func TestLostSessionsAreForgotten(t *testing.T) {
 			_, _, ok := state.SessionByID(k.messages.M, id)
 			return ok
 		}
+		time.Sleep(time.Hour)
+		if !known(1) || !known(2) {
+			t.Fatal("the session of a living node was forgotten")
+		}
+		k.died.Store(time.Now().UnixNano())
 		time.Sleep(4 * time.Minute)
 		if !known(1) || !known(2) {
 			t.Fatal("a session was forgotten before its client's time was over")

@@ -26,9 +26,9 @@ func (n *Node) openRetention() error {
 			return n.group.WaitIndex(ctx, index)
 		},
 		DiskUsage: n.messageState.DiskUsage,
-		Alive: func(node uint32, incarnation uint64) bool {
+		Gone: func(node uint32, incarnation uint64) (since time.Time, gone bool) {
 			peer, ok := cluster.NodeByID(n.machine, node)
-			return ok && peer.Up && peer.Incarnation == incarnation
+			return peer.Since, !ok || !peer.Up || peer.Incarnation != incarnation
 		},
 	})
 	return nil

@@ -82,15 +82,20 @@ func session(row *messagepb.Session) Session {
 	return s
 }
 
-// Lost returns the ids of at most limit sessions whose node is not alive, and
-// whose clients' time was over at now.
-func Lost(r fsm.Reader, now time.Time, limit int, alive func(node uint32, incarnation uint64) bool) []uint64 {
+// Lost returns the ids of at most limit sessions whose node is gone, and whose
+// clients' time was over at now. It counts from when the node went, or from
+// when the session came to it if that is later.
+func Lost(r fsm.Reader, now time.Time, limit int, gone func(node uint32, incarnation uint64) (since time.Time, ok bool)) []uint64 {
 	var out []uint64
 	r.Scan(Sessions, nil, nil, func(_, v []byte) bool {
 		var row messagepb.Session
 		fsm.Decode(Sessions, v, &row)
-		end := time.Unix(0, row.Time).Add(time.Duration(row.Timeout) * time.Second)
-		if end.Before(now) && !alive(row.Node, row.Incarnation) {
+		lost := time.Unix(0, row.Time)
+		since, ok := gone(row.Node, row.Incarnation)
+		if since.After(lost) {
+			lost = since
+		}
+		if ok && lost.Add(time.Duration(row.Timeout)*time.Second).Before(now) {
 			out = append(out, row.Id)
 		}
 		return len(out) < limit

@@ -134,16 +134,23 @@ func TestLost(t *testing.T) {
 		s.ID, s.Node, s.Timeout = id+1, uint32(id%2+1), time.Duration(id)*time.Minute
 		r.Must(record(s))
 	}
-	alive := func(node uint32, incarnation uint64) bool { return node == 1 && incarnation == 4 }
 	for _, tc := range []struct {
+		died  time.Duration // when node 2 did; below 0: that is not known
 		after time.Duration
 		limit int
 		want  []uint64
 	}{
-		{0, 10, nil}, {2 * time.Minute, 10, []uint64{2}}, {time.Hour, 10, []uint64{2, 4, 6}}, {time.Hour, 2, []uint64{2, 4}},
+		{-1, 0, 10, nil}, {-1, 2 * time.Minute, 10, []uint64{2}}, {-1, time.Hour, 10, []uint64{2, 4, 6}}, {-1, time.Hour, 2, []uint64{2, 4}},
+		{time.Hour, time.Hour, 10, nil}, {time.Hour, time.Hour + 2*time.Minute, 10, []uint64{2}}, {time.Hour, 2 * time.Hour, 10, []uint64{2, 4, 6}},
 	} {
-		if got := state.Lost(r.M, fsmtest.Start.Add(tc.after), tc.limit, alive); !slices.Equal(got, tc.want) {
-			t.Errorf("after %v: %v, want %v", tc.after, got, tc.want)
+		gone := func(node uint32, incarnation uint64) (since time.Time, ok bool) {
+			if tc.died >= 0 {
+				since = fsmtest.Start.Add(tc.died)
+			}
+			return since, node != 1 || incarnation != 4
+		}
+		if got := state.Lost(r.M, fsmtest.Start.Add(tc.after), tc.limit, gone); !slices.Equal(got, tc.want) {
+			t.Errorf("node 2 died after %v, now %v: %v, want %v", tc.died, tc.after, got, tc.want)
 		}
 	}
 }
