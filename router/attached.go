@@ -28,6 +28,7 @@ type Attached struct {
 	incarnation uint64   // of Node
 	ctx         Ctx
 	reattached  bool
+	claims      uint64 // how often it was resumed at another node; its input is numbered as of the last time
 	began       time.Time
 	gone        bool // ended, replaced or moved
 	marks       marks
@@ -62,6 +63,9 @@ func (at *Attached) Available() bool { return at.Presence != nil }
 
 // Reattached reports whether the session came here because its home moved: its client knows nothing of it.
 func (at *Attached) Reattached() bool { return at.reattached }
+
+// Claims returns how often the session was resumed at another node.
+func (at *Attached) Claims() uint64 { return at.claims }
 
 // Began returns when the session was bound, or earlier.
 func (at *Attached) Began() time.Time { return at.began }

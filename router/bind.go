@@ -78,6 +78,7 @@ type attachment struct {
 	user        jid.JID
 	resource    string
 	reattached  bool
+	claims      uint64 // how often it was resumed at another node; what follows is as of the last time
 	done        uint64 // input up to here was finished with by an earlier home
 	sent        uint64 // input up to here may be known to an earlier home
 	presence    *stanza.Packet
@@ -106,7 +107,8 @@ func (s *Session) attach() {
 	}
 	req := &attachment{
 		session: s, id: s.id, attempt: s.attempt, node: s.r.node, incarnation: s.r.incarnation.Load(), user: s.user,
-		resource: s.resource, reattached: s.bound == nil, done: s.seq, sent: s.seq, presence: s.presence, published: s.published, row: s.row, offered: s.offered.Load(),
+		resource: s.resource, reattached: s.bound == nil, claims: s.claims, done: s.seq, sent: s.seq,
+		presence: s.presence, published: s.published, row: s.row, offered: s.offered.Load(),
 		marks: s.marks.m, age: s.age(), resume: s.resume, transport: s.transport, remote: s.remote,
 	}
 	if len(s.inflight) > 0 {
@@ -189,12 +191,15 @@ func (a *Actor) attach(req *attachment) {
 		return
 	}
 	if at := a.r.remote.get(req.id); at != nil && at.actor == a && !at.gone {
-		if at.Node != req.node {
+		switch {
+		case req.claims < at.claims:
 			a.r.answerAttach(req, nil, fault.New(fault.Gone, "session.attach", a.user.String(), "the session was resumed at another node"))
 			return
+		case req.claims == at.claims:
+			a.attachAgain(at, req)
+			return
 		}
-		a.attachAgain(at, req)
-		return
+		a.outrun(at) // by a claim of which this node saw nothing: another one was the home then
 	}
 	resource, err := a.admit(req)
 	if err != nil {
@@ -211,7 +216,7 @@ func (a *Actor) attach(req *attachment) {
 func (a *Actor) admitted(req *attachment, resource string) *Attached {
 	at := &Attached{
 		JID: a.user.WithResource(resource), Node: req.node, ID: req.id, Transport: req.transport, Remote: req.remote,
-		actor: a, session: req.session, incarnation: req.incarnation, reattached: req.reattached,
+		actor: a, session: req.session, incarnation: req.incarnation, reattached: req.reattached, claims: req.claims,
 		done: req.done, credited: req.done, sent: req.sent, Presence: req.presence, published: req.published, row: req.row, offered: req.offered,
 		began: time.Now().Add(-req.age),
 	}

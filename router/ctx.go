@@ -34,7 +34,7 @@ func (c *Ctx) Propose(done func(c *Ctx, res fsm.Result), entries ...*log.Entry) 
 		a.stamp(c.Session, e, now)
 		if at := c.Session; e.Key == "" && at != nil {
 			at.ordinal++
-			e.Key = fmt.Sprintf("x%x.%x.%d", at.ID, at.current, at.ordinal)
+			e.Key = fmt.Sprintf("x%x.%d.%x.%d", at.ID, at.claims, at.current, at.ordinal)
 		}
 	}
 	var res fsm.Result

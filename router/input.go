@@ -55,7 +55,7 @@ func (a *Actor) take(e *event) {
 
 // finishInput counts the present input as handled.
 func (a *Actor) finishInput(at *Attached) {
-	if at.current == 0 || at.detached {
+	if at.current == 0 || at.detached || at.replaced {
 		return
 	}
 	at.done, at.current = max(at.done, at.current), 0

@@ -100,7 +100,7 @@ func (s *Session) Skip() {
 // the client may be told; the edge hears of it by Handled. It never blocks.
 func (s *Session) Confirm(n uint64) {
 	if rec := s.r.reg.recorder; rec != nil {
-		rec.Confirm(s.id, n, func() { s.confirmed(n) })
+		rec.Confirm(s.id, s.claims, n, func() { s.confirmed(n) })
 		return
 	}
 	go s.confirmed(n)
@@ -269,7 +269,7 @@ func (a *Actor) takeUp(req *attachment, got *Recorded) error {
 	}
 	req.reattached, req.done, req.offered, req.age = true, got.Handled, got.Offered, hot.RecentFor
 	req.presence, req.published, req.marks = got.Presence, got.Published, got.Marks
-	req.sent = got.Handled + InputWindow
+	req.claims, req.sent = got.Claims, got.Handled // the log takes nothing more of what went to an earlier home
 	at := a.admitted(req, got.Resource)
 	at.lasting = got.Handled
 	if req.session != nil {
@@ -282,12 +282,22 @@ func (a *Actor) takeUp(req *attachment, got *Recorded) error {
 }
 
 // replaceBy lets go of a session whose client has come back by another
-// connection, before the old one was found to be lost. What the actor knows is newer than the record.
+// connection, before the old one was found to be lost. What the actor knows is
+// newer than the record, unless it has seen nothing of another claim between.
 func (a *Actor) replaceBy(old *Attached, got *Recorded) {
-	got.Handled, got.Marks = max(got.Handled, old.lasting), old.marks.m // what only the old connection was told, the client may not know
-	got.Presence, got.Published = old.Presence, old.published
+	if old.claims+1 == got.Claims {
+		got.Handled, got.Marks = max(got.Handled, old.lasting), old.marks.m // what only the old connection was told, the client may not know
+		got.Presence, got.Published = old.Presence, old.published
+	}
+	a.outrun(old)
+}
+
+// ResumedElsewhere says that c's session goes on at another node: it ends here, and the input at hand is not finished with.
+func (c *Ctx) ResumedElsewhere() { c.outrun(c.Session) }
+
+// outrun lets go of a session whose client has another connection. Frames of its node still find it, so that its end is heard.
+func (a *Actor) outrun(old *Attached) {
 	a.remove(old)
-	a.r.remote.remove(old)
 	old.gone, old.replaced = true, true
 	if old.session != nil {
 		old.session.resumedElsewhere()

@@ -154,7 +154,7 @@ func appendAttachment(b []byte, epoch uint64, a *attachment) []byte {
 	if a.resume != nil {
 		flags |= flagResume
 	}
-	b = appendUint64(appendUint64(append(b, flags), a.done), a.sent)
+	b = appendUint64(appendUint64(appendUint64(append(b, flags), a.claims), a.done), a.sent)
 	b = appendUint64(appendUint64(appendUint64(b, a.published), a.offered), uint64(a.age))
 	b = appendUint64(appendUint64(b, a.row.Incarnation), a.row.Sequence)
 	var presence []byte
@@ -183,7 +183,7 @@ func parseAttachment(b []byte) (epoch uint64, a *attachment, err error) {
 	a.resource, a.transport, a.remote = s.text(), s.text(), s.text()
 	flags := s.byte()
 	a.reattached = flags&flagReattached != 0
-	a.done, a.sent = s.uint64(), s.uint64()
+	a.claims, a.done, a.sent = s.uint64(), s.uint64(), s.uint64()
 	a.published, a.offered, a.age = s.uint64(), s.uint64(), time.Duration(s.uint64())
 	a.row = hot.Position{Incarnation: s.uint64(), Sequence: s.uint64()}
 	presence := s.text()

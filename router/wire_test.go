@@ -20,7 +20,7 @@ func TestAttachmentRoundTrip(t *testing.T) {
 		a    attachment
 	}{
 		{"new", attachment{id: 1, attempt: 2, incarnation: 3, user: addr("alice"), resource: "ä/b", transport: "c2s", remote: "192.0.2.1:5"}},
-		{"moved", attachment{id: 1 << 63, attempt: 1 << 31, incarnation: 9, user: addr("alice"), resource: "r", reattached: true, done: 77,
+		{"moved", attachment{id: 1 << 63, attempt: 1 << 31, incarnation: 9, user: addr("alice"), resource: "r", reattached: true, claims: 3, done: 77,
 			published: 4, row: hot.Position{Incarnation: 9, Sequence: 12}, presence: p, marks: map[string]string{"a": "1", "b": "2"}}},
 	}
 	for _, tt := range tests {

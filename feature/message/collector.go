@@ -42,7 +42,7 @@ type gathered struct {
 	told     []func() // to be called when steps are written
 	sessions map[uint64]*log.Entry
 	order    []uint64 // of sessions
-	ended    []uint64
+	ended    []state.Ended
 }
 
 func newGathered() gathered {
@@ -105,12 +105,10 @@ func (t *collector) add(owner string, session uint64, numbers []uint64) {
 	})
 }
 
-// confirm has it written that a session's input is handled up to input, and calls done then.
-func (t *collector) confirm(session, input uint64, done func()) {
+// confirm has it written how far a session's input is handled, and calls done then.
+func (t *collector) confirm(s state.Step, done func()) {
 	t.gather(collectSoon, func(g *gathered) {
-		step := g.steps[session]
-		step.Session, step.Confirmed = session, max(step.Confirmed, input)
-		g.steps[session] = step
+		g.steps[s.Session] = later(g.steps[s.Session], s)
 		g.told = append(g.told, done)
 	})
 }
@@ -125,11 +123,23 @@ func (t *collector) record(session uint64, e *log.Entry) {
 	})
 }
 
+// later is the sum of two steps of a session: input is numbered anew with each claim.
+func later(a, b state.Step) state.Step {
+	if a.Claims < b.Claims {
+		a, b = b, a
+	}
+	if a.Claims == b.Claims {
+		a.Confirmed = max(a.Confirmed, b.Confirmed)
+	}
+	a.Session, a.Cursor = b.Session, max(a.Cursor, b.Cursor)
+	return a
+}
+
 // forget notes that a session has ended.
-func (t *collector) forget(session uint64) {
+func (t *collector) forget(session, claims uint64) {
 	t.gather(collectFor, func(g *gathered) {
 		if len(g.ended) < collectMax {
-			g.ended = append(g.ended, session)
+			g.ended = append(g.ended, state.Ended{Session: session, Claims: claims})
 		}
 	})
 }
@@ -213,7 +223,7 @@ func (g *gathered) entries() (out []*log.Entry) {
 		out = append(out, state.TakenEntry(g.inboxes, g.owners, steps))
 	}
 	if len(g.ended) > 0 {
-		out = append(out, state.ForgetEntry(g.ended))
+		out = append(out, state.ForgetEntry(g.ended...))
 	}
 	return out
 }
@@ -228,8 +238,7 @@ func (g *gathered) putBack(old *gathered) {
 		g.numbers += len(old.inboxes[owner])
 	}
 	for id, step := range old.steps {
-		now := g.steps[id]
-		g.steps[id] = state.Step{Session: id, Confirmed: max(now.Confirmed, step.Confirmed), Cursor: max(now.Cursor, step.Cursor)}
+		g.steps[id] = later(g.steps[id], step)
 	}
 	g.told = append(old.told, g.told...)
 	for _, id := range old.order {

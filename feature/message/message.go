@@ -18,6 +18,7 @@ import (
 	"muster/feature/message/state"
 	"muster/fsm"
 	"muster/fsm/config"
+	"muster/internal/fault"
 	"muster/internal/jid"
 	"muster/log"
 	"muster/router"
@@ -120,7 +121,7 @@ func (f *Feature) entry(c *router.Ctx, p *stanza.Packet, archive bool) *log.Entr
 		put.KeepSent, put.KeepReceived = f.archive(c.State(), from, p.To), f.archive(c.State(), to, p.From)
 	}
 	if c.Session != nil {
-		put.Session, put.Input = c.Session.ID, c.Session.Input()
+		put.Session, put.Input, put.Claims = c.Session.ID, c.Session.Input(), c.Session.Claims()
 		put.Follows = c.Follow(to) != router.Token{}
 	}
 	f.passing.put(put.SenderID, p)
@@ -140,6 +141,10 @@ func (f *Feature) online(full jid.JID) bool {
 // sent tells the sender what came of a message.
 func (f *Feature) sent(c *router.Ctx, p *stanza.Packet, res fsm.Result) {
 	number, repeat := state.PutResult(res.Value)
+	if fault.Is(res.Err, fault.Stale) {
+		c.ResumedElsewhere() // its client sends it there, and hears there what comes of it
+		return
+	}
 	if res.Err != nil {
 		var kept bool
 		if number, kept = f.keptAll(c, p); !kept {
@@ -175,7 +180,7 @@ func (f *Feature) keptAll(c *router.Ctx, p *stanza.Packet) (number uint64, ok bo
 // ended forgets a session, which may be on record.
 func (f *Feature) ended(c *router.Ctx, _ bool) {
 	if !c.Session.NodeOver() { // else its client may go on at another node
-		f.taken.forget(c.Session.ID)
+		f.taken.forget(c.Session.ID, c.Session.Claims())
 	}
 }
 

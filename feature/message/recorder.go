@@ -26,7 +26,9 @@ func (r recorder) Record(s router.Recorded) {
 }
 
 // Confirm implements router.Recorder.
-func (r recorder) Confirm(session, input uint64, done func()) { r.c.confirm(session, input, done) }
+func (r recorder) Confirm(session, claims, input uint64, done func()) {
+	r.c.confirm(state.Step{Session: session, Claims: claims, Confirmed: input}, done)
+}
 
 // Claim implements router.Recorder. The entry is applied here when it is
 // answered, and all that was written before it: what the record says then is the last word.

@@ -237,7 +237,7 @@ func (t *Retention) forgetLost(ctx context.Context) error {
 			return nil
 		}
 		try, cancel := context.WithTimeout(ctx, stepTry)
-		_, err := t.Keeper.Propose(try, state.ForgetEntry(lost))
+		_, err := t.Keeper.Propose(try, state.ForgetEntry(lost...))
 		cancel()
 		if err != nil {
 			return err

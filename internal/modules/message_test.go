@@ -34,7 +34,7 @@ func messageScript() []line {
 			[]string{"carbons", "interested"})},
 		{false, message.ClaimEntry(77, alice.String(), []byte("key"), 2, 9)},
 		{false, message.TakenEntry(map[string][]uint64{alice.String(): {second}, bob.String(): {second >> 1}}, []string{alice.String(), bob.String()}, []message.Step{{Session: 77, Confirmed: 4, Cursor: second}})},
-		{false, message.ForgetEntry([]uint64{77, 78})},
+		{false, message.ForgetEntry(message.Ended{Session: 77}, message.Ended{Session: 78})},
 		{false, message.TrimEntry(second)},
 		{false, message.PurgeEntry(alice.String(), 3<<12)},
 	}
@@ -63,7 +63,7 @@ var messageGenerators = []func(*rapid.T) *log.Entry{
 		return message.TakenEntry(map[string][]uint64{a: {number(rt), number(rt)}, b: {number(rt)}}, []string{a, b}, []message.Step{{Session: session(rt), Confirmed: number(rt), Cursor: number(rt)}})
 	},
 	func(rt *rapid.T) *log.Entry {
-		return message.ForgetEntry([]uint64{session(rt)})
+		return message.ForgetEntry(message.Ended{Session: session(rt)})
 	},
 	func(rt *rapid.T) *log.Entry {
 		return message.SessionEntry(message.Session{ID: session(rt), User: who(rt).String(), Resource: "r", Key: []byte{1}, Claims: uint64(node(rt) % 3),

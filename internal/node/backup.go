@@ -43,21 +43,21 @@ const (
 // can resume one, and each would wait for its client's time to end. What they had
 // not confirmed is in the inboxes.
 func forgetSessions(r fsm.Reader) (records [][]*log.Entry) {
-	var ids []uint64
+	var all []messagestate.Ended
 	flush := func() {
-		if len(ids) == 0 {
+		if len(all) == 0 {
 			return
 		}
-		e := messagestate.ForgetEntry(ids)
+		e := messagestate.ForgetEntry(all...)
 		if n := len(records); n > 0 && len(records[n-1]) < forgetRecord {
 			records[n-1] = append(records[n-1], e)
 		} else {
 			records = append(records, []*log.Entry{e})
 		}
-		ids = nil
+		all = nil
 	}
 	messagestate.EachSession(r, func(id uint64) {
-		if ids = append(ids, id); len(ids) == forgetEntry {
+		if all = append(all, messagestate.Ended{Session: id, Claims: messagestate.AnyClaim}); len(all) == forgetEntry {
 			flush()
 		}
 	})

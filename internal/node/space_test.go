@@ -116,7 +116,7 @@ func TestNodeOnFillingDisk(t *testing.T) {
 		return err
 	}
 	message := func() error {
-		_, err := keeper{n}.Propose(t.Context(), state.ForgetEntry([]uint64{1}))
+		_, err := keeper{n}.Propose(t.Context(), state.ForgetEntry(state.Ended{Session: 1}))
 		return err
 	}
 	for _, s := range []struct {

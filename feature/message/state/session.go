@@ -37,6 +37,7 @@ type Session struct {
 type Step struct {
 	Session   uint64
 	Confirmed uint64 // input that the client was told is handled; 0: unchanged
+	Claims    uint64 // of the session then: Confirmed is nothing to one that was claimed since
 	Cursor    uint64 // number of the last kept message that the client has; 0: unchanged
 }
 
@@ -56,8 +57,9 @@ func SessionEntry(s Session, keys []string) *log.Entry {
 	return log.New(log.SessionPut, body)
 }
 
-// ClaimEntry moves a session to a node. Faults: NotFound if there is no such
-// session of that user with that key.
+// ClaimEntry moves a session to a node, where its input is numbered on from what
+// is on record then: what the log has not got by now of earlier claims, it takes
+// no more. Faults: NotFound if there is no such session of that user with that key.
 func ClaimEntry(session uint64, user string, key []byte, node uint32, incarnation uint64) *log.Entry {
 	return log.New(log.SessionClaim, &messagepb.Claim{Session: session, User: user, Key: key, Node: node, Incarnation: incarnation})
 }
@@ -82,11 +84,10 @@ func session(row *messagepb.Session) Session {
 	return s
 }
 
-// Lost returns the ids of at most limit sessions whose node is gone, and whose
-// clients' time was over at now. It counts from when the node went, or from
+// Lost returns at most limit sessions whose node is gone, and whose clients' time was over at now. It counts from when the node went, or from
 // when the session came to it if that is later.
-func Lost(r fsm.Reader, now time.Time, limit int, gone func(node uint32, incarnation uint64) (since time.Time, ok bool)) []uint64 {
-	var out []uint64
+func Lost(r fsm.Reader, now time.Time, limit int, gone func(node uint32, incarnation uint64) (since time.Time, ok bool)) []Ended {
+	var out []Ended
 	r.Scan(Sessions, nil, nil, func(_, v []byte) bool {
 		var row messagepb.Session
 		fsm.Decode(Sessions, v, &row)
@@ -96,22 +97,22 @@ func Lost(r fsm.Reader, now time.Time, limit int, gone func(node uint32, incarna
 			lost = since
 		}
 		if ok && lost.Add(time.Duration(row.Timeout)*time.Second).Before(now) {
-			out = append(out, row.Id)
+			out = append(out, Ended{row.Id, row.Claims})
 		}
 		return len(out) < limit
 	})
 	return out
 }
 
-// Idle returns the ids of at most limit sessions that are not on record and whose
+// Idle returns at most limit sessions that are not on record and whose
 // input is remembered for nothing: they ended with their nodes, or have sent
 // nothing for long. What one of them sends later is remembered anew.
-func Idle(r fsm.Reader, limit int) []uint64 {
-	var out []uint64
+func Idle(r fsm.Reader, limit int) []Ended {
+	var out []Ended
 	r.Scan(inputs, nil, nil, func(k, _ []byte) bool {
 		id := numberOf(k)
 		if _, recorded := r.Get(Sessions, k); !recorded && progressOf(r, id).isOld(r.Index()) {
-			out = append(out, id)
+			out = append(out, Ended{id, AnyClaim})
 		}
 		return len(out) < limit
 	})
@@ -167,6 +168,9 @@ func claim(tx *fsm.Tx, e *log.Entry) error {
 	row.Node, row.Incarnation, row.Time = body.Node, body.Incarnation, tx.Time().UnixNano()
 	row.Claims++
 	tx.Save(Sessions, numberKey(body.Session), &row)
+	p := progressOf(tx, body.Session)
+	p.claims = row.Claims
+	p.save(tx, body.Session)
 	return nil
 }
 
@@ -174,14 +178,17 @@ func claim(tx *fsm.Tx, e *log.Entry) error {
 type progress struct {
 	input, number     uint64 // the last input that was a kept message, and that message
 	confirmed, cursor uint64 // as in Step
+	claims            uint64 // of the session, which is not in rows of sessions that nobody claimed
 }
+
+const progressBytes = 32 // without claims
 
 func progressOf(r fsm.Reader, session uint64) (p progress) {
 	row, ok := r.Get(inputs, numberKey(session))
-	if !ok || len(row) != 32 {
+	if !ok || len(row) != progressBytes && len(row) != progressBytes+8 {
 		return p
 	}
-	for i, v := range []*uint64{&p.input, &p.number, &p.confirmed, &p.cursor} {
+	for i, v := range []*uint64{&p.input, &p.number, &p.confirmed, &p.cursor, &p.claims}[:len(row)/8] {
 		*v = binary.BigEndian.Uint64(row[8*i:])
 	}
 	return p
@@ -193,9 +200,12 @@ func (p progress) isOld(index uint64) bool {
 }
 
 func (p progress) save(tx *fsm.Tx, session uint64) {
-	row := make([]byte, 0, 32)
+	row := make([]byte, 0, progressBytes+8)
 	for _, v := range []uint64{p.input, p.number, p.confirmed, p.cursor} {
 		row = binary.BigEndian.AppendUint64(row, v)
+	}
+	if p.claims > 0 {
+		row = binary.BigEndian.AppendUint64(row, p.claims)
 	}
 	tx.Put(inputs, numberKey(session), row)
 }
@@ -206,6 +216,8 @@ func advance(tx *fsm.Tx, step *messagepb.Progress) {
 		return
 	}
 	p := progressOf(tx, step.Session)
-	p.confirmed, p.cursor = max(p.confirmed, step.Confirmed), max(p.cursor, step.Cursor)
+	if p.cursor = max(p.cursor, step.Cursor); step.Claims >= p.claims {
+		p.confirmed = max(p.confirmed, step.Confirmed)
+	}
 	p.save(tx, step.Session)
 }

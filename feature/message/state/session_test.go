@@ -39,7 +39,7 @@ func TestSessionRecord(t *testing.T) {
 	if _, _, ok := state.SessionByID(r.M, 8); ok {
 		t.Error("an unknown session has a record")
 	}
-	r.Must(state.ForgetEntry([]uint64{7}))
+	r.Must(state.ForgetEntry(state.Ended{Session: 7}))
 	if _, _, ok := state.SessionByID(r.M, 7); ok {
 		t.Error("a forgotten session has a record")
 	}
@@ -97,6 +97,39 @@ func TestClaim(t *testing.T) {
 	r.Refused(record(mine), fault.Stale)
 }
 
+// TestFence: what comes into the log after a claim, from where the session was before, counts for nothing. Its client
+// sends what it has not heard of again at the other node, or something else: the numbers tell of other stanzas there.
+func TestFence(t *testing.T) {
+	r := newRig(t)
+	r.Must(record(phone()))
+	first, _ := r.put(state.Put{Session: 7, Input: 4})
+	r.Must(state.ClaimEntry(7, alice, []byte("key"), 2, 9))
+	late := func(claims uint64) *log.Entry {
+		return state.PutEntry(usual(state.Put{Session: 7, Input: 6, Claims: claims}))
+	}
+	r.Refused(late(0), fault.Stale)
+	r.Must(state.TakenEntry(nil, nil, []state.Step{{Session: 7, Confirmed: 9, Cursor: first}}))
+	if _, p, _ := state.SessionByID(r.M, 7); p != (state.Progress{Handled: 4, Cursor: first}) {
+		t.Errorf("after what came late the session is at %+v", p)
+	}
+	other, how := r.put(state.Put{Session: 7, Input: 5, Claims: 1})
+	if how != state.New {
+		t.Errorf("the first input at the other node is repeated %v", how)
+	}
+	r.Must(state.TakenEntry(nil, nil, []state.Step{{Session: 7, Claims: 1, Confirmed: 9}}))
+	r.Must(state.ForgetEntry(state.Ended{Session: 7}))
+	if _, p, ok := state.SessionByID(r.M, 7); !ok || p.Handled != 9 {
+		t.Errorf("after its end at the earlier node it is at %+v, %v", p, ok)
+	}
+	r.Must(state.ForgetEntry(state.Ended{Session: 7, Claims: 1}))
+	if _, _, ok := state.SessionByID(r.M, 7); ok {
+		t.Error("its end was not noted")
+	}
+	r.Refused(late(0), fault.Stale)
+	r.want("archive", r.archive(alice), first, other)
+	r.Verify()
+}
+
 func TestProgress(t *testing.T) {
 	r := newRig(t)
 	step := func(s state.Step) { r.Must(state.TakenEntry(nil, nil, []state.Step{s})) }
@@ -138,7 +171,7 @@ func TestLost(t *testing.T) {
 		died  time.Duration // when node 2 did; below 0: that is not known
 		after time.Duration
 		limit int
-		want  []uint64
+		want  []uint64 // sessions
 	}{
 		{-1, 0, 10, nil}, {-1, 2 * time.Minute, 10, []uint64{2}}, {-1, time.Hour, 10, []uint64{2, 4, 6}}, {-1, time.Hour, 2, []uint64{2, 4}},
 		{time.Hour, time.Hour, 10, nil}, {time.Hour, time.Hour + 2*time.Minute, 10, []uint64{2}}, {time.Hour, 2 * time.Hour, 10, []uint64{2, 4, 6}},
@@ -149,7 +182,11 @@ func TestLost(t *testing.T) {
 			}
 			return since, node != 1 || incarnation != 4
 		}
-		if got := state.Lost(r.M, fsmtest.Start.Add(tc.after), tc.limit, gone); !slices.Equal(got, tc.want) {
+		var got []uint64
+		for _, e := range state.Lost(r.M, fsmtest.Start.Add(tc.after), tc.limit, gone) {
+			got = append(got, e.Session)
+		}
+		if !slices.Equal(got, tc.want) {
 			t.Errorf("node 2 died after %v, now %v: %v, want %v", tc.died, tc.after, got, tc.want)
 		}
 	}

@@ -17,6 +17,7 @@ package state
 import (
 	"bytes"
 	"encoding/binary"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -67,16 +68,18 @@ type Put struct {
 	SenderID, RecipientID  uint64 // random
 	OriginID               string // of the client (XEP-0359); "": none
 	Session, Input         uint64 // which input of which session it is; 0: from no session
+	Claims                 uint64 // of the session, when its client sent it
 	KeepSent, KeepReceived bool   // into the sender's, the recipient's archive
 	Follows                bool   // live stanzas of the session went to the recipient before it, by another way
 	Limit                  int    // how many messages may wait for the recipient; 0: this one does not wait
 }
 
 // PutEntry keeps a message. Its result is decoded by PutResult. Faults:
-// Overloaded if too many messages wait for the recipient, BadRequest.
+// Overloaded if too many messages wait for the recipient; Stale if the session was
+// claimed since (ClaimEntry): what its client sends there has other numbers; BadRequest.
 func PutEntry(p Put) *log.Entry {
 	body := &messagepb.Put{From: p.From, To: p.To, Xml: p.XML, SenderId: p.SenderID, RecipientId: p.RecipientID,
-		Session: p.Session, Input: p.Input, KeepSent: p.KeepSent, KeepReceived: p.KeepReceived, Follows: p.Follows, Limit: uint32(p.Limit)}
+		Session: p.Session, Input: p.Input, Claims: p.Claims, KeepSent: p.KeepSent, KeepReceived: p.KeepReceived, Follows: p.Follows, Limit: uint32(p.Limit)}
 	if p.OriginID != "" {
 		body.Origin = originHash(p.From, p.OriginID)
 	}
@@ -117,7 +120,7 @@ func PutResult(value []byte) (number uint64, r Repeat) {
 func TakenEntry(inboxes map[string][]uint64, owners []string, steps []Step) *log.Entry {
 	body := &messagepb.Taken{}
 	for _, s := range steps {
-		body.Progress = append(body.Progress, &messagepb.Progress{Session: s.Session, Confirmed: s.Confirmed, Cursor: s.Cursor})
+		body.Progress = append(body.Progress, &messagepb.Progress{Session: s.Session, Confirmed: s.Confirmed, Claims: s.Claims, Cursor: s.Cursor})
 	}
 	for _, owner := range owners {
 		body.Inboxes = append(body.Inboxes, &messagepb.Inbox{Owner: owner, Numbers: inboxes[owner]})
@@ -125,10 +128,24 @@ func TakenEntry(inboxes map[string][]uint64, owners []string, steps []Step) *log
 	return log.New(log.MessageTaken, body)
 }
 
+// Ended is a session that is over, as of its nth claim: one that was claimed since goes on.
+type Ended struct{ Session, Claims uint64 }
+
+// AnyClaim is for a session that is over wherever it is.
+const AnyClaim = math.MaxUint64
+
 // ForgetEntry forgets ended sessions. Their input is still recognised for a
 // while: a retry of what they sent may be under way.
-func ForgetEntry(sessions []uint64) *log.Entry {
-	return log.New(log.SessionForget, &messagepb.Forget{Sessions: sessions})
+func ForgetEntry(ended ...Ended) *log.Entry {
+	body := &messagepb.Forget{}
+	last := 0
+	for i, e := range ended {
+		if body.Sessions, body.Claims = append(body.Sessions, e.Session), append(body.Claims, e.Claims); e.Claims > 0 {
+			last = i + 1
+		}
+	}
+	body.Claims = body.Claims[:last]
+	return log.New(log.SessionForget, body)
 }
 
 // TrimEntry removes the oldest messages, up to the one of that number, MaxSweep at
@@ -173,8 +190,12 @@ func put(tx *fsm.Tx, e *log.Entry) error {
 	case !body.KeepSent && !body.KeepReceived && body.Limit == 0:
 		return refuse(fault.BadRequest, "nobody keeps the message")
 	}
-	if n, repeat := before(tx, &body); repeat != New {
-		noteInput(tx, &body, n)
+	p := progressOf(tx, body.Session)
+	if p.claims > body.Claims {
+		return refuse(fault.Stale, "the session was resumed at another node")
+	}
+	if n, repeat := before(tx, &body, p); repeat != New {
+		p.note(tx, &body, n)
 		tx.SetResult(append(numberKey(n), byte(repeat)))
 		return nil
 	}
@@ -190,7 +211,7 @@ func put(tx *fsm.Tx, e *log.Entry) error {
 		}
 		in.save(tx, body.To)
 	}
-	noteInput(tx, &body, n)
+	p.note(tx, &body, n)
 	if body.Origin != 0 {
 		tx.Put(origins, numberKey(body.Origin), numberKey(n))
 	}
@@ -210,10 +231,10 @@ func put(tx *fsm.Tx, e *log.Entry) error {
 	return nil
 }
 
-// before finds a message that was kept already.
-func before(tx *fsm.Tx, body *messagepb.Put) (number uint64, r Repeat) {
+// before finds a message that was kept already. p is of its session.
+func before(tx *fsm.Tx, body *messagepb.Put, p progress) (number uint64, r Repeat) {
 	if body.Session != 0 && body.Input != 0 {
-		switch p := progressOf(tx, body.Session); {
+		switch {
 		case body.Input == p.input:
 			return p.number, SameInput
 		case body.Input < p.input:
@@ -228,12 +249,9 @@ func before(tx *fsm.Tx, body *messagepb.Put) (number uint64, r Repeat) {
 	return 0, New
 }
 
-// noteInput remembers the session's last input.
-func noteInput(tx *fsm.Tx, body *messagepb.Put, n uint64) {
-	if body.Session == 0 {
-		return
-	}
-	if p := progressOf(tx, body.Session); body.Input > p.input {
+// note remembers the session's last input.
+func (p progress) note(tx *fsm.Tx, body *messagepb.Put, n uint64) {
+	if body.Session != 0 && body.Input > p.input {
 		p.input, p.number = body.Input, n
 		p.save(tx, body.Session)
 	}
@@ -354,10 +372,17 @@ func forget(tx *fsm.Tx, e *log.Entry) error {
 		return fault.New(fault.TooLarge, "session.forget", "", "too many sessions at once")
 	}
 	for i, s := range body.Sessions {
+		p, claims := progressOf(tx, s), uint64(0)
+		if i < len(body.Claims) {
+			claims = body.Claims[i]
+		}
+		if p.claims > claims {
+			continue
+		}
 		tx.Delete(Sessions, numberKey(s))
 		switch _, known := tx.Get(inputs, numberKey(s)); {
 		case !known:
-		case progressOf(tx, s).isOld(tx.Index()):
+		case p.isOld(tx.Index()):
 			tx.Delete(inputs, numberKey(s))
 		default:
 			tx.Insert(endedTable, binary.BigEndian.AppendUint32(numberKey(tx.Number()), uint32(i)), numberKey(s))

@@ -170,7 +170,7 @@ func TestRefused(t *testing.T) {
 		{"nobody keeps it", state.PutEntry(state.Put{From: bob, To: alice, XML: []byte("x")}), fault.BadRequest},
 		{"too large", state.PutEntry(usual(state.Put{XML: make([]byte, state.MaxXML+1)})), fault.TooLarge},
 		{"too many taken", state.TakenEntry(map[string][]uint64{alice: many[1:], bob: many[:1]}, []string{alice, bob}, nil), fault.TooLarge},
-		{"too many sessions", state.ForgetEntry(many), fault.TooLarge},
+		{"too many sessions", state.ForgetEntry(make([]state.Ended, 1<<14+1)...), fault.TooLarge},
 		{"garbage", &log.Entry{Kind: log.MessagePut, Body: []byte{0xff}}, fault.BadRequest},
 		{"garbage taken", &log.Entry{Kind: log.MessageTaken, Body: []byte{0xff}}, fault.BadRequest},
 		{"garbage to forget", &log.Entry{Kind: log.SessionForget, Body: []byte{0xff}}, fault.BadRequest},
@@ -250,12 +250,12 @@ func TestForget(t *testing.T) {
 	r := newRig(t)
 	first, _ := r.put(state.Put{Session: 5, Input: 10})
 	r.put(state.Put{Session: 6, Input: 10})
-	r.Must(state.ForgetEntry([]uint64{5, 99}))
+	r.Must(state.ForgetEntry(state.Ended{Session: 5}, state.Ended{Session: 99}))
 	if n, how := r.put(state.Put{Session: 5, Input: 10}); how != state.SameInput || n != first {
 		t.Errorf("a retry that was under way when the session ended is %d, repeated %v", n, how)
 	}
 	r.M.Skip(r.M.Applied() + 1<<14)
-	r.Must(state.ForgetEntry([]uint64{99}))
+	r.Must(state.ForgetEntry(state.Ended{Session: 99}))
 	if n, how := r.put(state.Put{Session: 5, Input: 10}); how != state.New || n <= first {
 		t.Errorf("long after that it is %d, repeated %v", n, how)
 	}

@@ -33,6 +33,7 @@ type Put struct {
 	Origin        uint64                 `protobuf:"fixed64,6,opt,name=origin,proto3" json:"origin,omitempty"`                                 // hash of sender and origin-id; 0: none
 	Session       uint64                 `protobuf:"varint,7,opt,name=session,proto3" json:"session,omitempty"`                                // number of the sender's session; 0: from no session
 	Input         uint64                 `protobuf:"varint,8,opt,name=input,proto3" json:"input,omitempty"`                                    // number of the stanza in that session
+	Claims        uint64                 `protobuf:"varint,13,opt,name=claims,proto3" json:"claims,omitempty"`                                 // how often the session had been resumed at another node
 	KeepSent      bool                   `protobuf:"varint,9,opt,name=keep_sent,json=keepSent,proto3" json:"keep_sent,omitempty"`              // into the sender's archive
 	KeepReceived  bool                   `protobuf:"varint,10,opt,name=keep_received,json=keepReceived,proto3" json:"keep_received,omitempty"` // into the recipient's archive
 	Follows       bool                   `protobuf:"varint,12,opt,name=follows,proto3" json:"follows,omitempty"`                               // live stanzas of the session went before it by another way
@@ -123,6 +124,13 @@ func (x *Put) GetSession() uint64 {
 func (x *Put) GetInput() uint64 {
 	if x != nil {
 		return x.Input
+	}
+	return 0
+}
+
+func (x *Put) GetClaims() uint64 {
+	if x != nil {
+		return x.Claims
 	}
 	return 0
 }
@@ -337,6 +345,7 @@ type Progress struct {
 	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
 	Confirmed     uint64                 `protobuf:"varint,2,opt,name=confirmed,proto3" json:"confirmed,omitempty"` // input that the client was told is handled; 0: unchanged
 	Cursor        uint64                 `protobuf:"varint,3,opt,name=cursor,proto3" json:"cursor,omitempty"`       // number of the last kept message that the client has; 0: unchanged
+	Claims        uint64                 `protobuf:"varint,4,opt,name=claims,proto3" json:"claims,omitempty"`       // of the session when that was confirmed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -388,6 +397,13 @@ func (x *Progress) GetConfirmed() uint64 {
 func (x *Progress) GetCursor() uint64 {
 	if x != nil {
 		return x.Cursor
+	}
+	return 0
+}
+
+func (x *Progress) GetClaims() uint64 {
+	if x != nil {
+		return x.Claims
 	}
 	return 0
 }
@@ -768,6 +784,7 @@ func (x *InboxRow) GetOnly() []uint64 {
 type Forget struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sessions      []uint64               `protobuf:"varint,1,rep,packed,name=sessions,proto3" json:"sessions,omitempty"`
+	Claims        []uint64               `protobuf:"varint,2,rep,packed,name=claims,proto3" json:"claims,omitempty"` // of each; shorter by those at the end that are 0
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -805,6 +822,13 @@ func (*Forget) Descriptor() ([]byte, []int) {
 func (x *Forget) GetSessions() []uint64 {
 	if x != nil {
 		return x.Sessions
+	}
+	return nil
+}
+
+func (x *Forget) GetClaims() []uint64 {
+	if x != nil {
+		return x.Claims
 	}
 	return nil
 }
@@ -925,7 +949,7 @@ var File_feature_message_state_messagepb_message_proto protoreflect.FileDescript
 
 const file_feature_message_state_messagepb_message_proto_rawDesc = "" +
 	"\n" +
-	"-feature/message/state/messagepb/message.proto\x12\x16muster.feature.message\"\xb5\x02\n" +
+	"-feature/message/state/messagepb/message.proto\x12\x16muster.feature.message\"\xcd\x02\n" +
 	"\x03Put\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x12\x10\n" +
@@ -934,7 +958,8 @@ const file_feature_message_state_messagepb_message_proto_rawDesc = "" +
 	"\frecipient_id\x18\x05 \x01(\x06R\vrecipientId\x12\x16\n" +
 	"\x06origin\x18\x06 \x01(\x06R\x06origin\x12\x18\n" +
 	"\asession\x18\a \x01(\x04R\asession\x12\x14\n" +
-	"\x05input\x18\b \x01(\x04R\x05input\x12\x1b\n" +
+	"\x05input\x18\b \x01(\x04R\x05input\x12\x16\n" +
+	"\x06claims\x18\r \x01(\x04R\x06claims\x12\x1b\n" +
 	"\tkeep_sent\x18\t \x01(\bR\bkeepSent\x12#\n" +
 	"\rkeep_received\x18\n" +
 	" \x01(\bR\fkeepReceived\x12\x18\n" +
@@ -956,11 +981,12 @@ const file_feature_message_state_messagepb_message_proto_rawDesc = "" +
 	"\x05input\x18\v \x01(\x04R\x05input\"~\n" +
 	"\x05Taken\x127\n" +
 	"\ainboxes\x18\x01 \x03(\v2\x1d.muster.feature.message.InboxR\ainboxes\x12<\n" +
-	"\bprogress\x18\x02 \x03(\v2 .muster.feature.message.ProgressR\bprogress\"Z\n" +
+	"\bprogress\x18\x02 \x03(\v2 .muster.feature.message.ProgressR\bprogress\"r\n" +
 	"\bProgress\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x1c\n" +
 	"\tconfirmed\x18\x02 \x01(\x04R\tconfirmed\x12\x16\n" +
-	"\x06cursor\x18\x03 \x01(\x04R\x06cursor\"\xd9\x02\n" +
+	"\x06cursor\x18\x03 \x01(\x04R\x06cursor\x12\x16\n" +
+	"\x06claims\x18\x04 \x01(\x04R\x06claims\"\xd9\x02\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04user\x18\x02 \x01(\tR\x04user\x12\x1a\n" +
@@ -990,9 +1016,10 @@ const file_feature_message_state_messagepb_message_proto_rawDesc = "" +
 	"\anumbers\x18\x02 \x03(\x04R\anumbers\"4\n" +
 	"\bInboxRow\x12\x14\n" +
 	"\x05steps\x18\x01 \x03(\x04R\x05steps\x12\x12\n" +
-	"\x04only\x18\x02 \x03(\x04R\x04only\"$\n" +
+	"\x04only\x18\x02 \x03(\x04R\x04only\"<\n" +
 	"\x06Forget\x12\x1a\n" +
-	"\bsessions\x18\x01 \x03(\x04R\bsessions\"2\n" +
+	"\bsessions\x18\x01 \x03(\x04R\bsessions\x12\x16\n" +
+	"\x06claims\x18\x02 \x03(\x04R\x06claims\"2\n" +
 	"\x04Trim\x12\x16\n" +
 	"\x06before\x18\x01 \x01(\x04R\x06before\x12\x12\n" +
 	"\x04most\x18\x02 \x01(\rR\x04most\"I\n" +
