@@ -39,6 +39,7 @@ type heardTransport struct {
 
 	mu    sync.Mutex
 	heard map[uint32]time.Duration // since opened, when the request was sent that the follower took
+	take  func(raft.RPC)           // the library's handler of heartbeats
 	told  map[uint32]told
 }
 
@@ -58,6 +59,14 @@ const retell = 100 * time.Millisecond
 
 func newHeardTransport(opened time.Time, t *raft.NetworkTransport) *heardTransport {
 	return &heardTransport{NetworkTransport: t, opened: opened, heard: map[uint32]time.Duration{}, told: map[uint32]told{}}
+}
+
+// SetHeartbeatHandler implements raft.Transport.
+func (t *heardTransport) SetHeartbeatHandler(take func(raft.RPC)) {
+	t.mu.Lock()
+	t.take = take
+	t.mu.Unlock()
+	t.NetworkTransport.SetHeartbeatHandler(take)
 }
 
 // AppendEntries implements raft.Transport; heartbeats come here too.

@@ -38,6 +38,27 @@ func (t voteTransport) names(asked raft.ServerID) (names []raft.ServerID) {
 	return names
 }
 
+// renounce makes a candidate that believes in a leader follow that one, until it
+// has heard nothing of it for long enough. The library (v1.7.3) forgets the
+// leader when it becomes a candidate, and remembers one that then begins to send
+// it a snapshot in the same term, but stays a candidate. If that leader dies, the
+// candidate refuses its vote to all others for ever, on the leader's behalf.
+func (t voteTransport) renounce() {
+	r := t.raft.Load()
+	if r == nil {
+		return
+	}
+	addr, id := r.LeaderWithID()
+	if addr == "" {
+		return
+	}
+	t.mu.Lock()
+	take := t.take
+	t.mu.Unlock()
+	header := raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(id), Addr: t.EncodePeer(id, addr)}
+	take(raft.RPC{Command: &raft.AppendEntriesRequest{RPCHeader: header, Term: r.CurrentTerm()}, RespChan: make(chan raft.RPCResponse, 1)})
+}
+
 // ask sends a request in the name of each voter until one is granted, or the
 // node that is asked is in a later term: no name changes that.
 func (t voteTransport) ask(asked raft.ServerID, send func(name []byte) (granted, later bool, err error)) error {
@@ -51,6 +72,7 @@ func (t voteTransport) ask(asked raft.ServerID, send func(name []byte) (granted,
 
 // RequestVote implements raft.Transport.
 func (t voteTransport) RequestVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
+	t.renounce()
 	return t.ask(id, func(name []byte) (granted, later bool, err error) {
 		asked := *args
 		asked.ID, *resp = name, raft.RequestVoteResponse{}
@@ -61,6 +83,7 @@ func (t voteTransport) RequestVote(id raft.ServerID, target raft.ServerAddress, 
 
 // RequestPreVote implements raft.WithPreVote.
 func (t voteTransport) RequestPreVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
+	t.renounce()
 	return t.ask(id, func(name []byte) (granted, later bool, err error) {
 		asked := *args
 		asked.ID, *resp = name, raft.RequestPreVoteResponse{}

@@ -2,6 +2,7 @@ package replication
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -61,5 +62,33 @@ func TestVoteOfAnUnknowingVoter(t *testing.T) {
 		lead.start()
 		c.until("the first node leads again, at its first election", 2*time.Second, func() bool { return lead.Group.IsLeader() })
 		lead.must("a", "1")
+	})
+}
+
+// TestCandidateWithALeader: a leader begins to send a snapshot to a node that has become a candidate meanwhile, and dies.
+func TestCandidateWithALeader(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		c := newCluster(t, 3, Timing{})
+		lead := c.settle(3)
+		lagging := c.follower()
+		next := c.nodes[6-lead.id-lagging.id]
+		c.isolate(lagging.id, true)
+		lead.must("a", "1")
+		c.until("the cut-off node is a candidate", 5*time.Second, func() bool { return lagging.raft.State() == raft.Candidate })
+		c.until("the other one has the change", 5*time.Second, func() bool { return next.get("a") == "1" })
+		from := serverID(lead.id)
+		header := raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(from), Addr: []byte(from)}
+		configuration := raft.EncodeConfiguration(lead.raft.GetConfiguration().Configuration())
+		lead.crash()
+		c.isolate(lagging.id, false)
+		to := serverID(lagging.id)
+		_ = next.trans.InstallSnapshot(to, raft.ServerAddress(to), &raft.InstallSnapshotRequest{
+			RPCHeader: header, SnapshotVersion: raft.SnapshotVersionMax, Term: lagging.raft.CurrentTerm(), Configuration: configuration, ConfigurationIndex: 1, Size: 1,
+		}, &raft.InstallSnapshotResponse{}, strings.NewReader(""))
+		if addr, _ := lagging.raft.LeaderWithID(); addr != raft.ServerAddress(from) || lagging.raft.State() != raft.Candidate {
+			t.Fatalf("the library is another one: leader %q, %v", addr, lagging.raft.State())
+		}
+		c.until("the other node leads", 5*time.Second, func() bool { return next.Group.IsLeader() })
+		next.must("b", "2")
 	})
 }
