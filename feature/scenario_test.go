@@ -212,17 +212,12 @@ func (w *world) exchange(name, op, xml string) {
 	}
 }
 
-// confirm says that the client has all kept messages that it got.
+// confirm says that the client has all that it got.
 func (c *client) confirm() {
 	c.mu.Lock()
-	var numbers []uint64
-	for _, p := range c.seen {
-		if p.Number != 0 {
-			numbers = append(numbers, p.Number)
-		}
-	}
+	seen := slices.Clone(c.seen)
 	c.mu.Unlock()
-	c.session.Taken(numbers)
+	c.session.Taken(seen)
 }
 
 func (c *client) quiet(name string) {

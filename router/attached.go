@@ -56,6 +56,7 @@ type Attached struct {
 	offered    uint64           // up to which kept messages were offered to it
 	given      map[uint64]bool  // kept messages that it got although it was not ready
 	single     singles          // kept messages to one resource that it got
+	refusals   refusals         // of its messages, that its client is not known to have
 }
 
 // Available reports whether the session has published presence.
@@ -239,6 +240,9 @@ func (a *Actor) Deliver(at *Attached, p *stanza.Packet) {
 		return
 	}
 	a.r.count.delivered[p.Kind&3].Add(1)
+	if p.IsRefusal() {
+		at.refusals.note(p)
+	}
 	if p.Number != 0 && p.To.Resource != "" {
 		at.single.note(p.Number)
 	}
@@ -269,6 +273,9 @@ func (a *Actor) RouteChange(p *stanza.Packet, index uint64) {
 func (a *Actor) Reply(p *stanza.Packet) {
 	if p == nil {
 		return
+	}
+	if at := a.sender; at != nil && p.IsRefusal() && p.To == at.JID {
+		at.refusals.note(p) // it may have no place here any more
 	}
 	if p.To.Local == a.user.Local && p.To.Domain == a.user.Domain && p.To.Resource != "" && !a.moved {
 		if at := a.SessionByResource(p.To.Resource); at != nil {

@@ -86,8 +86,9 @@ type attachment struct {
 	row         hot.Position // of the last presence change
 	offered     uint64       // number of the last kept message that it got
 	marks       map[string]string
-	age         time.Duration // for how long there has been the session
-	resume      []byte        // the key of a session that is to be resumed; nil: it is another kind of request
+	refusals    []*stanza.Packet // of its messages, that the client is not known to have
+	age         time.Duration    // for how long there has been the session
+	resume      []byte           // the key of a session that is to be resumed; nil: it is another kind of request
 	transport   string
 	remote      string
 }
@@ -109,7 +110,7 @@ func (s *Session) attach() {
 		session: s, id: s.id, attempt: s.attempt, node: s.r.node, incarnation: s.r.incarnation.Load(), user: s.user,
 		resource: s.resource, reattached: s.bound == nil, claims: s.claims, done: s.seq, sent: s.seq,
 		presence: s.presence, published: s.published, row: s.row, offered: s.offered.Load(),
-		marks: s.marks.m, age: s.age(), resume: s.resume, transport: s.transport, remote: s.remote,
+		marks: s.marks.m, refusals: s.refusals.list(), age: s.age(), resume: s.resume, transport: s.transport, remote: s.remote,
 	}
 	if len(s.inflight) > 0 {
 		req.done = s.inflight[0].seq - 1
@@ -220,6 +221,7 @@ func (a *Actor) admitted(req *attachment, resource string) *Attached {
 		done: req.done, credited: req.done, sent: req.sent, Presence: req.presence, published: req.published, row: req.row, offered: req.offered,
 		began: time.Now().Add(-req.age),
 	}
+	at.refusals.set(req.refusals)
 	for k, v := range req.marks {
 		_ = at.marks.set(k, v) // within the bounds that the earlier home held
 	}
@@ -256,6 +258,9 @@ func (a *Actor) settleIn(at *Attached, req *attachment) {
 // attachAgain confirms a session that is attached already: the link broke, or this node was isolated.
 func (a *Actor) attachAgain(at *Attached, req *attachment) {
 	at.incarnation = req.incarnation
+	for _, p := range req.refusals {
+		at.refusals.note(p)
+	}
 	at.sent = max(at.sent, req.sent)
 	at.done = max(at.done, req.done) // what its own node finished with while it was isolated is not to be done again here
 	was := at.Available()

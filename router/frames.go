@@ -62,6 +62,8 @@ func (r *Router) Frame(peer uint32, kind byte, payload []byte) {
 		err = r.takeToken(payload)
 	case kindMore:
 		err = r.takeMore(payload)
+	case kindHeard:
+		err = r.takeHeard(peer, payload)
 	case kindInput, kindUndelivered, kindUnbind:
 		err = r.fromSession(peer, kind, payload)
 	case kindAttached, kindDeliver, kindCredit, kindPublish, kindMark, kindEnd, kindRelease:

@@ -350,8 +350,8 @@ func (g *Registry) OnTaken(fn func(user jid.JID, session uint64, numbers []uint6
 type Recorder interface {
 	// Record keeps a session's state in place of its earlier one. It never blocks.
 	Record(s Recorded)
-	// Confirm keeps that the session's input, as of so many claims, is handled up to input, and calls done then. It never blocks.
-	Confirm(session, claims, input uint64, done func())
+	// Confirm keeps how far a session has come, and calls done then. It never blocks.
+	Confirm(p Progress, done func())
 	// Claim moves a session to a node, runs in its user's actor, and calls done there with its state.
 	// Faults: NotFound if there is no such session with that key.
 	Claim(c *Ctx, session uint64, key []byte, node uint32, incarnation uint64, done func(s Recorded, err error))

@@ -217,7 +217,7 @@ func (r *Router) retake(peer uint32, f link.Frame) {
 	case kindDeliver:
 		s := &scanner{b: f.Payload}
 		r.redeliver(peer, s.uint64(), f, s.b)
-	case kindAttached, kindCredit, kindPublish, kindMark, kindEnd, kindRelease:
+	case kindAttached, kindCredit, kindPublish, kindMark, kindEnd, kindRelease, kindHeard:
 		if r.lives(peer) {
 			_ = r.links.Send(peer, f.Kind, f.Payload, true) // the same process goes on with a new channel
 		}

@@ -37,8 +37,16 @@ type Recorded struct {
 	Published   uint64
 	Presence    *stanza.Packet // nil: not available
 	Marks       map[string]string
-	Handled     uint64 // input that is finished with
-	Offered     uint64 // number of the last kept message that the client is known to have
+	Handled     uint64           // input that is finished with
+	Offered     uint64           // number of the last kept message that the client is known to have
+	Refusals    []*stanza.Packet // errors for its messages up to Handled that the client may not have
+}
+
+// Progress is how far a session on record has come.
+type Progress struct {
+	Session, Claims uint64
+	Handled         uint64           // input, as of so many claims; 0: unchanged
+	Refusals        []*stanza.Packet // errors for its messages that the client may not have
 }
 
 // A record holds at most so many bytes of marks. Of a session with more, those
@@ -100,7 +108,7 @@ func (s *Session) Skip() {
 // the client may be told; the edge hears of it by Handled. It never blocks.
 func (s *Session) Confirm(n uint64) {
 	if rec := s.r.reg.recorder; rec != nil {
-		rec.Confirm(s.id, s.claims, n, func() { s.confirmed(n) })
+		rec.Confirm(Progress{s.id, s.claims, n, s.refusals.list()}, func() { s.confirmed(n) })
 		return
 	}
 	go s.confirmed(n)
@@ -278,6 +286,9 @@ func (a *Actor) takeUp(req *attachment, got *Recorded) error {
 		a.r.sendResumed(req, got)
 	}
 	a.settleIn(at, req)
+	for _, p := range got.Refusals {
+		a.Deliver(at, p)
+	}
 	return nil
 }
 

@@ -23,7 +23,7 @@ func (s shelf) Name() string            { return "shelf" }
 func (s shelf) Setup(g *Registry) error { g.SetRecorder(s); return nil }
 func (s shelf) Record(Recorded)         {}
 
-func (s shelf) Confirm(_, _, _ uint64, done func()) { go done() }
+func (s shelf) Confirm(_ Progress, done func()) { go done() }
 
 func (s shelf) Claim(_ *Ctx, _ uint64, _ []byte, _ uint32, _ uint64, done func(Recorded, error)) {
 	s.rec.Claims = s.claims.Add(1)

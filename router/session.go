@@ -86,13 +86,14 @@ type Session struct {
 	ending    *unbinding  // End was called
 	ended     time.Time
 
-	out     sync.Mutex // held while the sink is called
-	closed  bool       // the sink was told to end
-	missed  []*stanza.Packet
-	gone    []jid.JID     // whose end the client was told last, the oldest first
-	offered atomic.Uint64 // number of the last kept message that was delivered
-	rowLock sync.Mutex    // held while the row is written
-	over    bool          // under rowLock: no row any more
+	out      sync.Mutex // held while the sink is called
+	closed   bool       // the sink was told to end
+	missed   []*stanza.Packet
+	gone     []jid.JID     // whose end the client was told last, the oldest first
+	offered  atomic.Uint64 // number of the last kept message that was delivered
+	refusals refusals      // that the client is not known to have
+	rowLock  sync.Mutex    // held while the row is written
+	over     bool          // under rowLock: no row any more
 }
 
 type sessionState uint8
@@ -289,6 +290,9 @@ func (s *Session) deliver(p *stanza.Packet) {
 		if err == nil {
 			if p.Number > s.offered.Load() {
 				s.offered.Store(p.Number)
+			}
+			if p.IsRefusal() && s.lingers() {
+				s.refusals.note(p)
 			}
 			s.out.Unlock()
 			return

@@ -256,8 +256,19 @@ func (a *Actor) missed(at *Attached) {
 // offered: what it confirms makes the features offer more (OnMissed).
 const BacklogMark = "backlog"
 
-// Taken says that the client has kept messages. It never blocks.
-func (s *Session) Taken(numbers []uint64) {
+// Taken says that the client has these stanzas: kept messages, and errors for its own. It never blocks.
+func (s *Session) Taken(ps []*stanza.Packet) {
+	var numbers []uint64
+	for _, p := range ps {
+		if p.Number != 0 {
+			numbers = append(numbers, p.Number)
+		} else if p.IsRefusal() {
+			s.heard(p)
+		}
+	}
+	if len(numbers) == 0 {
+		return
+	}
 	s.r.taken(s.user, s.id, numbers)
 	s.mu.Lock()
 	defer s.mu.Unlock()

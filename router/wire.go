@@ -33,6 +33,7 @@ const (
 	kindResumed                             // home → session: id, attempt, what a resumed session is made of
 	kindToken                               // home → home: session and input of a kept message that follows what was sent before
 	kindMore                                // session → home: id: its client has confirmed kept messages
+	kindHeard                               // session → home: id, packet: its client has that error
 )
 
 func appendUint64(b []byte, v uint64) []byte { return binary.BigEndian.AppendUint64(b, v) }
@@ -72,13 +73,33 @@ func (s *scanner) uint64() uint64 {
 }
 
 func (s *scanner) text() string {
+	return string(s.take(s.uvarint()))
+}
+
+func (s *scanner) uvarint() uint64 {
 	v, n := binary.Uvarint(s.b)
 	if n <= 0 || s.bad {
 		s.bad = true
-		return ""
+		return 0
 	}
 	s.take(uint64(n))
-	return string(s.take(v))
+	return v
+}
+
+// refusals reads the errors that a session's client is not known to have.
+func (s *scanner) refusals() (ps []*stanza.Packet, err error) {
+	n := s.uvarint()
+	if n > maxRefusals {
+		s.bad = true
+	}
+	for ; n > 0 && !s.bad; n-- {
+		p, err := stanza.DecodeBinary([]byte(s.text()))
+		if err != nil {
+			return nil, err
+		}
+		ps = append(ps, p)
+	}
+	return ps, s.err()
 }
 
 // packet reads the rest as a packet.
@@ -162,6 +183,10 @@ func appendAttachment(b []byte, epoch uint64, a *attachment) []byte {
 		presence = stanza.AppendBinary(nil, a.presence)
 	}
 	b = appendText(b, string(presence))
+	b = binary.AppendUvarint(b, uint64(len(a.refusals)))
+	for _, p := range a.refusals {
+		b = appendText(b, string(stanza.AppendBinary(nil, p)))
+	}
 	if a.resume != nil {
 		b = appendText(b, string(a.resume))
 	}
@@ -187,6 +212,9 @@ func parseAttachment(b []byte) (epoch uint64, a *attachment, err error) {
 	a.published, a.offered, a.age = s.uint64(), s.uint64(), time.Duration(s.uint64())
 	a.row = hot.Position{Incarnation: s.uint64(), Sequence: s.uint64()}
 	presence := s.text()
+	if a.refusals, err = s.refusals(); err != nil {
+		return 0, nil, err
+	}
 	if flags&flagResume != 0 {
 		a.resume = []byte(s.text())
 	}

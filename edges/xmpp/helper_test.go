@@ -161,10 +161,12 @@ func (s *fakeSession) Suspend() bool {
 	return departing
 }
 
-func (s *fakeSession) Taken(numbers []uint64) {
+func (s *fakeSession) Taken(ps []*stanza.Packet) {
 	s.r.mu.Lock()
 	defer s.r.mu.Unlock()
-	s.taken = append(s.taken, numbers...)
+	for _, p := range ps {
+		s.taken = append(s.taken, p.Number)
+	}
 }
 
 func (s *fakeSession) take(_ context.Context, p *stanza.Packet) error {

@@ -173,8 +173,8 @@ func (m *management) ask(st *stream) []byte {
 func (m *management) sent() uint32 { return m.acked + uint32(len(m.unacked)) }
 
 // acknowledge drops what the client has handled; false if it claims more than
-// was sent. taken are the kept messages among it, for the router to be told.
-func (s *session) acknowledge(h uint32) (taken []uint64, ok bool) {
+// was sent. taken is what the router is to be told of.
+func (s *session) acknowledge(h uint32) (taken []*stanza.Packet, ok bool) {
 	m := s.sm
 	n := int(h - m.acked) // modulo 2^32
 	if n > len(m.unacked) {
@@ -182,8 +182,8 @@ func (s *session) acknowledge(h uint32) (taken []uint64, ok bool) {
 	}
 	for _, p := range m.unacked[:n] {
 		s.bytes -= p.Size()
-		if p.Number != 0 {
-			taken = append(taken, p.Number)
+		if counts(p) {
+			taken = append(taken, p)
 		}
 	}
 	clear(m.unacked[:n])
@@ -193,6 +193,9 @@ func (s *session) acknowledge(h uint32) (taken []uint64, ok bool) {
 	}
 	return taken, true
 }
+
+// counts reports whether the router is to be told that the client has a stanza: a kept message, or an error for one of its own.
+func counts(p *stanza.Packet) bool { return p.Number != 0 || p.IsRefusal() }
 
 // manage takes an element of stream management in a session.
 func (st *stream) manage(s *session, el *xmltok.Item) {
@@ -381,7 +384,7 @@ const (
 )
 
 // takeOver moves the session to st and sends again what the client has not handled. s.input is held.
-func (s *session) takeOver(st *stream, h uint32, say func(*session, []byte) []byte) (old *stream, sent uint32, taken []uint64, o resumeOutcome) {
+func (s *session) takeOver(st *stream, h uint32, say func(*session, []byte) []byte) (old *stream, sent uint32, taken []*stanza.Packet, o resumeOutcome) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.over {

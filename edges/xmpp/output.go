@@ -86,7 +86,7 @@ func (st *stream) finish(s *session) {
 func (s *session) written(done, rest []item, managed bool) {
 	s.mu.Lock()
 	n := 0
-	var taken []uint64
+	var taken []*stanza.Packet
 	for _, i := range done {
 		if i.p != nil {
 			n++
@@ -94,7 +94,7 @@ func (s *session) written(done, rest []item, managed bool) {
 				s.bytes -= i.p.Size()
 			}
 			if !managed && i.p.Number != 0 {
-				taken = append(taken, i.p.Number)
+				taken = append(taken, i.p)
 			}
 		}
 	}

@@ -50,7 +50,7 @@ type Session interface {
 	ID() uint64
 	Receive(ctx context.Context, p *stanza.Packet) error
 	Skip()
-	Taken(numbers []uint64)
+	Taken(ps []*stanza.Packet)
 	Record(rec router.Record)
 	Location() string
 	Confirm(input uint64)

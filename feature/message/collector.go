@@ -108,7 +108,7 @@ func (t *collector) add(owner string, session uint64, numbers []uint64) {
 // confirm has it written how far a session's input is handled, and calls done then.
 func (t *collector) confirm(s state.Step, done func()) {
 	t.gather(collectSoon, func(g *gathered) {
-		g.steps[s.Session] = later(g.steps[s.Session], s)
+		g.steps[s.Session] = sum(g.steps[s.Session], s)
 		g.told = append(g.told, done)
 	})
 }
@@ -123,16 +123,22 @@ func (t *collector) record(session uint64, e *log.Entry) {
 	})
 }
 
-// later is the sum of two steps of a session: input is numbered anew with each claim.
-func later(a, b state.Step) state.Step {
-	if a.Claims < b.Claims {
-		a, b = b, a
+// sum is two steps of a session, one after the other, as one: input is numbered anew with each claim.
+func sum(first, then state.Step) state.Step {
+	switch cursor := max(first.Cursor, then.Cursor); {
+	case first.Claims > then.Claims:
+		first.Cursor = cursor
+		return first
+	case first.Claims == then.Claims:
+		then.Confirmed = max(first.Confirmed, then.Confirmed)
+		if !then.Told {
+			then.Told, then.Refusals = first.Told, first.Refusals
+		}
+		fallthrough
+	default:
+		then.Cursor = cursor
+		return then
 	}
-	if a.Claims == b.Claims {
-		a.Confirmed = max(a.Confirmed, b.Confirmed)
-	}
-	a.Session, a.Cursor = b.Session, max(a.Cursor, b.Cursor)
-	return a
 }
 
 // forget notes that a session has ended.
@@ -238,7 +244,7 @@ func (g *gathered) putBack(old *gathered) {
 		g.numbers += len(old.inboxes[owner])
 	}
 	for id, step := range old.steps {
-		g.steps[id] = later(g.steps[id], step)
+		g.steps[id] = sum(step, g.steps[id])
 	}
 	g.told = append(old.told, g.told...)
 	for _, id := range old.order {

@@ -123,9 +123,24 @@ func (f *Feature) entry(c *router.Ctx, p *stanza.Packet, archive bool) *log.Entr
 	if c.Session != nil {
 		put.Session, put.Input, put.Claims = c.Session.ID, c.Session.Input(), c.Session.Claims()
 		put.Follows = c.Follow(to) != router.Token{}
+		put.Refusals = refusals(c)
 	}
 	f.passing.put(put.SenderID, p)
 	return state.PutEntry(put)
+}
+
+// refusals returns what the session's client may not have of errors for its
+// messages: the message that is kept now counts them as handled.
+func refusals(c *router.Ctx) [][]byte {
+	ps := c.Session.Refusals()
+	if len(ps) == 0 {
+		return nil
+	}
+	if !state.Recorded(c.Messages(), c.Session.ID) {
+		c.Session.ForgetRefusals()
+		return nil
+	}
+	return written(ps)
 }
 
 // online reports whether a resource is available anywhere.

@@ -26,8 +26,16 @@ func (r recorder) Record(s router.Recorded) {
 }
 
 // Confirm implements router.Recorder.
-func (r recorder) Confirm(session, claims, input uint64, done func()) {
-	r.c.confirm(state.Step{Session: session, Claims: claims, Confirmed: input}, done)
+func (r recorder) Confirm(p router.Progress, done func()) {
+	r.c.confirm(state.Step{Session: p.Session, Claims: p.Claims, Confirmed: p.Handled, Told: true, Refusals: written(p.Refusals)}, done)
+}
+
+// written returns stanzas as they are kept.
+func written(ps []*stanza.Packet) (out [][]byte) {
+	for _, p := range ps {
+		out = append(out, p.AppendTo(nil))
+	}
+	return out
 }
 
 // Claim implements router.Recorder. The entry is applied here when it is
@@ -47,6 +55,11 @@ func recorded(c *router.Ctx, session uint64) (got router.Recorded, err error) {
 	got = router.Recorded{ID: row.ID, User: c.User(), Resource: row.Resource, Node: row.Node, Incarnation: row.Incarnation,
 		Claims: row.Claims, Published: row.Published, Marks: row.Marks, Handled: at.Handled, Offered: at.Cursor}
 	got.Key, got.Base, got.Timeout = row.Key, row.Base, row.Timeout
+	for _, xml := range at.Refusals {
+		if p, err := stanza.ParsePacket(xml); err == nil {
+			got.Refusals = append(got.Refusals, p)
+		}
+	}
 	if len(row.Presence) > 0 {
 		got.Presence, err = stanza.ParsePacket(row.Presence)
 	}

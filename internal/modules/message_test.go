@@ -60,7 +60,7 @@ var messageGenerators = []func(*rapid.T) *log.Entry{
 	drawPut, drawPut, drawPut, drawPut,
 	func(rt *rapid.T) *log.Entry {
 		a, b := who(rt).String(), who(rt).String()
-		return message.TakenEntry(map[string][]uint64{a: {number(rt), number(rt)}, b: {number(rt)}}, []string{a, b}, []message.Step{{Session: session(rt), Confirmed: number(rt), Cursor: number(rt)}})
+		return message.TakenEntry(map[string][]uint64{a: {number(rt), number(rt)}, b: {number(rt)}}, []string{a, b}, []message.Step{{Session: session(rt), Confirmed: number(rt), Cursor: number(rt), Claims: number(rt) % 3, Told: true, Refusals: [][]byte{[]byte("<message type='error'/>")}}})
 	},
 	func(rt *rapid.T) *log.Entry {
 		return message.ForgetEntry(message.Ended{Session: session(rt)})

@@ -42,7 +42,7 @@ type life struct {
 	waits   map[string]chan *stanza.Packet
 	inputs  uint64            // stanzas that the session took
 	chats   map[uint64]string // of them: messages that are not acknowledged yet
-	got     []uint64          // kept messages that are to be confirmed
+	got     []*stanza.Packet  // kept messages, and errors, that are to be confirmed
 
 	sending sync.Mutex // one stanza at a time
 }
@@ -294,20 +294,20 @@ func (l *life) Handled(n, _ uint64) {
 const confirmEvery = 80 * time.Millisecond
 
 // confirm tells the server which kept messages the client has. The caller holds mu.
-func (l *life) confirm(number uint64) {
-	if l.got = append(l.got, number); len(l.got) > 1 {
+func (l *life) confirm(p *stanza.Packet) {
+	if l.got = append(l.got, p); len(l.got) > 1 {
 		return
 	}
 	time.AfterFunc(confirmEvery, func() {
 		l.cl.mu.Lock()
-		numbers, s := l.got, l.session
+		got, s := l.got, l.session
 		l.got = nil
 		if l.how == "lost" || l.proc.dead.Load() {
 			s = nil
 		}
 		l.cl.mu.Unlock()
 		if s != nil {
-			s.Taken(numbers)
+			s.Taken(got)
 		}
 	})
 }
@@ -414,10 +414,11 @@ func (l *life) Deliver(p *stanza.Packet) error {
 	case stanza.KindMessage:
 		if p.Type == stanza.TypeError {
 			l.cl.c.History.chatFailed(p.ID, l)
+			l.confirm(p)
 		} else {
 			l.cl.c.History.chatArrived(p.ID, l)
 			if p.Number != 0 {
-				l.confirm(p.Number)
+				l.confirm(p)
 			}
 		}
 	case stanza.KindIQ:

@@ -209,3 +209,6 @@ func (p *Packet) ErrorReply(e *Error) *Packet {
 	}
 	return WithInner(p.Kind, TypeError, p.ID, p.To, p.From, e.Append(nil))
 }
+
+// IsRefusal reports whether the stanza tells a sender that a message of theirs failed.
+func (p *Packet) IsRefusal() bool { return p.Kind == KindMessage && p.Type == TypeError }

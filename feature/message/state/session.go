@@ -1,8 +1,10 @@
 package state
 
 import (
+	"bytes"
 	"crypto/subtle"
 	"encoding/binary"
+	"slices"
 	"time"
 
 	"muster/feature/message/state/messagepb"
@@ -15,6 +17,7 @@ import (
 const (
 	MaxSessionKey   = 64       // bytes
 	MaxSessionBytes = 64 << 10 // of marks and presence
+	maxRefusals     = 64 << 10 // bytes of errors that are kept for a session; of more, the latest
 )
 
 // Session is what a stream's session needs to go on at another node (XEP-0198 section 5).
@@ -36,15 +39,18 @@ type Session struct {
 // Step is how far a session has come.
 type Step struct {
 	Session   uint64
-	Confirmed uint64 // input that the client was told is handled; 0: unchanged
-	Claims    uint64 // of the session then: Confirmed is nothing to one that was claimed since
-	Cursor    uint64 // number of the last kept message that the client has; 0: unchanged
+	Confirmed uint64   // input that the client was told is handled; 0: unchanged
+	Claims    uint64   // of the session then: Confirmed is nothing to one that was claimed since
+	Cursor    uint64   // number of the last kept message that the client has; 0: unchanged
+	Told      bool     // Refusals are told, too
+	Refusals  [][]byte // canonical stanzas: errors for its messages that the client may not have
 }
 
 // Progress is how far a recorded session has come.
 type Progress struct {
-	Handled uint64 // input up to which the server is done, and may have told the client
-	Cursor  uint64 // number of the last kept message that the client is known to have
+	Handled  uint64   // input up to which the server is done, and may have told the client
+	Cursor   uint64   // number of the last kept message that the client is known to have
+	Refusals [][]byte // canonical stanzas: errors for its messages up to Handled that the client may not have
 }
 
 // SessionEntry records a session, or its new state. keys are the names of the marks in their order.
@@ -71,7 +77,13 @@ func SessionByID(r fsm.Reader, id uint64) (Session, Progress, bool) {
 		return Session{}, Progress{}, false
 	}
 	p := progressOf(r, id)
-	return session(&row), Progress{Handled: max(p.input, p.confirmed, row.Base), Cursor: p.cursor}, true
+	return session(&row), Progress{Handled: max(p.input, p.confirmed, row.Base), Cursor: p.cursor, Refusals: refusalsOf(r, id)}, true
+}
+
+// Recorded reports whether a session is on record.
+func Recorded(r fsm.Reader, id uint64) bool {
+	_, ok := r.Get(Sessions, numberKey(id))
+	return ok
 }
 
 func session(row *messagepb.Session) Session {
@@ -212,12 +224,54 @@ func (p progress) save(tx *fsm.Tx, session uint64) {
 
 // advance takes a recorded session further; one that is not recorded any more stays forgotten.
 func advance(tx *fsm.Tx, step *messagepb.Progress) {
-	if _, ok := tx.Get(Sessions, numberKey(step.Session)); !ok {
+	if !Recorded(tx, step.Session) {
 		return
 	}
 	p := progressOf(tx, step.Session)
 	if p.cursor = max(p.cursor, step.Cursor); step.Claims >= p.claims {
 		p.confirmed = max(p.confirmed, step.Confirmed)
+		if step.Told {
+			saveRefusals(tx, step.Session, step.Refusals)
+		}
 	}
 	p.save(tx, step.Session)
+}
+
+// refusalsOf returns the errors that a session's client may not have.
+func refusalsOf(r fsm.Reader, session uint64) [][]byte {
+	var row messagepb.Refusals
+	fsm.Load(r, refusals, numberKey(session), &row)
+	return row.Xml
+}
+
+// addRefusals keeps errors of a recorded session beside those that it has.
+func addRefusals(tx *fsm.Tx, session uint64, more [][]byte) {
+	if len(more) == 0 {
+		return
+	}
+	if !Recorded(tx, session) {
+		return
+	}
+	all := refusalsOf(tx, session)
+	for _, xml := range more {
+		if !slices.ContainsFunc(all, func(have []byte) bool { return bytes.Equal(have, xml) }) {
+			all = append(all, xml)
+		}
+	}
+	saveRefusals(tx, session, all)
+}
+
+func saveRefusals(tx *fsm.Tx, session uint64, all [][]byte) {
+	size := 0
+	for i := len(all) - 1; i >= 0; i-- {
+		if size += len(all[i]); size > maxRefusals {
+			all = all[i+1:]
+			break
+		}
+	}
+	if len(all) == 0 {
+		tx.Delete(refusals, numberKey(session))
+		return
+	}
+	tx.Save(refusals, numberKey(session), &messagepb.Refusals{Xml: all})
 }

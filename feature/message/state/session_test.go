@@ -27,7 +27,7 @@ func TestSessionRecord(t *testing.T) {
 	r.Must(record(want))
 	want.Time = fsmtest.Start.Add(time.Second)
 	got, p, ok := state.SessionByID(r.M, 7)
-	if !ok || !reflect.DeepEqual(got, want) || p != (state.Progress{Handled: 3}) {
+	if !ok || !reflect.DeepEqual(got, want) || !reflect.DeepEqual(p, state.Progress{Handled: 3}) {
 		t.Errorf("the record is %+v with %+v, %v; want %+v", got, p, ok, want)
 	}
 	changed := phone()
@@ -109,7 +109,7 @@ func TestFence(t *testing.T) {
 	}
 	r.Refused(late(0), fault.Stale)
 	r.Must(state.TakenEntry(nil, nil, []state.Step{{Session: 7, Confirmed: 9, Cursor: first}}))
-	if _, p, _ := state.SessionByID(r.M, 7); p != (state.Progress{Handled: 4, Cursor: first}) {
+	if _, p, _ := state.SessionByID(r.M, 7); !reflect.DeepEqual(p, state.Progress{Handled: 4, Cursor: first}) {
 		t.Errorf("after what came late the session is at %+v", p)
 	}
 	other, how := r.put(state.Put{Session: 7, Input: 5, Claims: 1})
@@ -213,4 +213,48 @@ func TestReceivedSince(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) { r.want("received", state.ReceivedSince(r.M, bob, tc.after, tc.limit), tc.want...) })
 	}
+}
+
+// TestRefusals: what counts input as handled keeps the errors that the client may not have.
+func TestRefusals(t *testing.T) {
+	r := newRig(t)
+	text := func(names ...string) (out [][]byte) {
+		for _, n := range names {
+			out = append(out, []byte(n))
+		}
+		return out
+	}
+	want := func(when string, names ...string) {
+		t.Helper()
+		if _, p, _ := state.SessionByID(r.M, 7); !reflect.DeepEqual(p.Refusals, text(names...)) {
+			t.Errorf("%s: %q, want %q", when, p.Refusals, names)
+		}
+	}
+	step := func(s state.Step) { r.Must(state.TakenEntry(nil, nil, []state.Step{s})) }
+	r.put(state.Put{Session: 7, Input: 4, Refusals: text("a")})
+	want("before it is on record")
+	r.Must(record(phone()))
+	r.put(state.Put{Session: 7, Input: 5, Refusals: text("a", "b")})
+	r.put(state.Put{Session: 7, Input: 5, Refusals: text("b", "c")})
+	want("after a retry that knows more", "a", "b", "c")
+	step(state.Step{Session: 7, Cursor: 1})
+	want("after a message was confirmed", "a", "b", "c")
+	step(state.Step{Session: 7, Told: true, Refusals: text("c", "d")})
+	want("after two were confirmed", "c", "d")
+	r.Must(state.ClaimEntry(7, alice, []byte("key"), 2, 9))
+	step(state.Step{Session: 7, Told: true})
+	want("after word of the earlier node", "c", "d")
+	large := strings.Repeat("x", 30<<10)
+	r.put(state.Put{Session: 7, Input: 6, Claims: 1, Refusals: text(large+"1", large+"2")})
+	want("within the bound", "c", "d", large+"1", large+"2")
+	r.put(state.Put{Session: 7, Input: 7, Claims: 1, Refusals: text(large + "3")})
+	want("beyond the bound", large+"2", large+"3")
+	step(state.Step{Session: 7, Claims: 1, Told: true})
+	want("after all were confirmed")
+	r.put(state.Put{Session: 7, Input: 8, Claims: 1, Refusals: text("e")})
+	r.Must(state.ForgetEntry(state.Ended{Session: 7, Claims: 1}))
+	if left := r.rows("message.refusals"); len(left) > 0 {
+		t.Errorf("left: %q", left)
+	}
+	r.Verify()
 }

@@ -47,6 +47,7 @@ var (
 	inputs     = fsm.NewTable("message.inputs")   // session → progress
 	Sessions   = fsm.NewTable("message.sessions") // session → Session
 	endedTable = fsm.NewTable("message.ended")    // number of the entry, place in it → session
+	refusals   = fsm.NewTable("message.refusals") // session → Refusals
 	Inboxes    = fsm.NewTable("message.inboxes")  // owner → InboxRow
 )
 
@@ -54,7 +55,7 @@ var (
 func Module() fsm.Module {
 	return fsm.Module{
 		Name:   "feature/message/state",
-		Tables: []*fsm.Table{Messages, archives, withTable, origins, inputs, Sessions, endedTable, Inboxes},
+		Tables: []*fsm.Table{Messages, archives, withTable, origins, inputs, Sessions, endedTable, refusals, Inboxes},
 		Handlers: map[log.Kind]fsm.Handler{log.MessagePut: put, log.MessageTaken: taken, log.SessionForget: forget,
 			log.MessageTrim: trim, log.MessagePurge: purge,
 			log.SessionPut: putSession, log.SessionClaim: claim},
@@ -63,15 +64,16 @@ func Module() fsm.Module {
 
 // Put is a message to be kept.
 type Put struct {
-	From, To               string // bare addresses of this cluster
-	XML                    []byte // the canonical stanza, with full addresses
-	SenderID, RecipientID  uint64 // random
-	OriginID               string // of the client (XEP-0359); "": none
-	Session, Input         uint64 // which input of which session it is; 0: from no session
-	Claims                 uint64 // of the session, when its client sent it
-	KeepSent, KeepReceived bool   // into the sender's, the recipient's archive
-	Follows                bool   // live stanzas of the session went to the recipient before it, by another way
-	Limit                  int    // how many messages may wait for the recipient; 0: this one does not wait
+	From, To               string   // bare addresses of this cluster
+	XML                    []byte   // the canonical stanza, with full addresses
+	SenderID, RecipientID  uint64   // random
+	OriginID               string   // of the client (XEP-0359); "": none
+	Session, Input         uint64   // which input of which session it is; 0: from no session
+	Claims                 uint64   // of the session, when its client sent it
+	KeepSent, KeepReceived bool     // into the sender's, the recipient's archive
+	Follows                bool     // live stanzas of the session went to the recipient before it, by another way
+	Limit                  int      // how many messages may wait for the recipient; 0: this one does not wait
+	Refusals               [][]byte // canonical stanzas: errors for earlier messages of the session that its client may not have
 }
 
 // PutEntry keeps a message. Its result is decoded by PutResult. Faults:
@@ -79,7 +81,7 @@ type Put struct {
 // claimed since (ClaimEntry): what its client sends there has other numbers; BadRequest.
 func PutEntry(p Put) *log.Entry {
 	body := &messagepb.Put{From: p.From, To: p.To, Xml: p.XML, SenderId: p.SenderID, RecipientId: p.RecipientID,
-		Session: p.Session, Input: p.Input, Claims: p.Claims, KeepSent: p.KeepSent, KeepReceived: p.KeepReceived, Follows: p.Follows, Limit: uint32(p.Limit)}
+		Session: p.Session, Input: p.Input, Claims: p.Claims, KeepSent: p.KeepSent, KeepReceived: p.KeepReceived, Follows: p.Follows, Limit: uint32(p.Limit), Refusals: p.Refusals}
 	if p.OriginID != "" {
 		body.Origin = originHash(p.From, p.OriginID)
 	}
@@ -120,7 +122,8 @@ func PutResult(value []byte) (number uint64, r Repeat) {
 func TakenEntry(inboxes map[string][]uint64, owners []string, steps []Step) *log.Entry {
 	body := &messagepb.Taken{}
 	for _, s := range steps {
-		body.Progress = append(body.Progress, &messagepb.Progress{Session: s.Session, Confirmed: s.Confirmed, Claims: s.Claims, Cursor: s.Cursor})
+		body.Progress = append(body.Progress, &messagepb.Progress{Session: s.Session, Confirmed: s.Confirmed, Claims: s.Claims, Cursor: s.Cursor,
+			Told: s.Told, Refusals: s.Refusals})
 	}
 	for _, owner := range owners {
 		body.Inboxes = append(body.Inboxes, &messagepb.Inbox{Owner: owner, Numbers: inboxes[owner]})
@@ -194,6 +197,7 @@ func put(tx *fsm.Tx, e *log.Entry) error {
 	if p.claims > body.Claims {
 		return refuse(fault.Stale, "the session was resumed at another node")
 	}
+	addRefusals(tx, body.Session, body.Refusals)
 	if n, repeat := before(tx, &body, p); repeat != New {
 		p.note(tx, &body, n)
 		tx.SetResult(append(numberKey(n), byte(repeat)))
@@ -380,6 +384,7 @@ func forget(tx *fsm.Tx, e *log.Entry) error {
 			continue
 		}
 		tx.Delete(Sessions, numberKey(s))
+		tx.Delete(refusals, numberKey(s))
 		switch _, known := tx.Get(inputs, numberKey(s)); {
 		case !known:
 		case p.isOld(tx.Index()):

@@ -38,6 +38,7 @@ type Put struct {
 	KeepReceived  bool                   `protobuf:"varint,10,opt,name=keep_received,json=keepReceived,proto3" json:"keep_received,omitempty"` // into the recipient's archive
 	Follows       bool                   `protobuf:"varint,12,opt,name=follows,proto3" json:"follows,omitempty"`                               // live stanzas of the session went before it by another way
 	Limit         uint32                 `protobuf:"varint,11,opt,name=limit,proto3" json:"limit,omitempty"`                                   // how many messages may wait for the recipient; 0: this one does not wait
+	Refusals      [][]byte               `protobuf:"bytes,14,rep,name=refusals,proto3" json:"refusals,omitempty"`                              // canonical stanzas: errors for earlier messages of the session that its client may not have
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -161,6 +162,13 @@ func (x *Put) GetLimit() uint32 {
 		return x.Limit
 	}
 	return 0
+}
+
+func (x *Put) GetRefusals() [][]byte {
+	if x != nil {
+		return x.Refusals
+	}
+	return nil
 }
 
 type MessageRow struct {
@@ -346,6 +354,8 @@ type Progress struct {
 	Confirmed     uint64                 `protobuf:"varint,2,opt,name=confirmed,proto3" json:"confirmed,omitempty"` // input that the client was told is handled; 0: unchanged
 	Cursor        uint64                 `protobuf:"varint,3,opt,name=cursor,proto3" json:"cursor,omitempty"`       // number of the last kept message that the client has; 0: unchanged
 	Claims        uint64                 `protobuf:"varint,4,opt,name=claims,proto3" json:"claims,omitempty"`       // of the session when that was confirmed
+	Told          bool                   `protobuf:"varint,5,opt,name=told,proto3" json:"told,omitempty"`           // refusals are told, too: all that the client may not have
+	Refusals      [][]byte               `protobuf:"bytes,6,rep,name=refusals,proto3" json:"refusals,omitempty"`    // as in Put
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -406,6 +416,20 @@ func (x *Progress) GetClaims() uint64 {
 		return x.Claims
 	}
 	return 0
+}
+
+func (x *Progress) GetTold() bool {
+	if x != nil {
+		return x.Told
+	}
+	return false
+}
+
+func (x *Progress) GetRefusals() [][]byte {
+	if x != nil {
+		return x.Refusals
+	}
+	return nil
 }
 
 // Session is the body of session.put, and the row.
@@ -549,6 +573,51 @@ func (x *Session) GetTime() int64 {
 	return 0
 }
 
+// Refusals is what a session's client may not have of errors for its messages.
+type Refusals struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Xml           [][]byte               `protobuf:"bytes,1,rep,name=xml,proto3" json:"xml,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Refusals) Reset() {
+	*x = Refusals{}
+	mi := &file_feature_message_state_messagepb_message_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Refusals) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Refusals) ProtoMessage() {}
+
+func (x *Refusals) ProtoReflect() protoreflect.Message {
+	mi := &file_feature_message_state_messagepb_message_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Refusals.ProtoReflect.Descriptor instead.
+func (*Refusals) Descriptor() ([]byte, []int) {
+	return file_feature_message_state_messagepb_message_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Refusals) GetXml() [][]byte {
+	if x != nil {
+		return x.Xml
+	}
+	return nil
+}
+
 type Mark struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -559,7 +628,7 @@ type Mark struct {
 
 func (x *Mark) Reset() {
 	*x = Mark{}
-	mi := &file_feature_message_state_messagepb_message_proto_msgTypes[5]
+	mi := &file_feature_message_state_messagepb_message_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -571,7 +640,7 @@ func (x *Mark) String() string {
 func (*Mark) ProtoMessage() {}
 
 func (x *Mark) ProtoReflect() protoreflect.Message {
-	mi := &file_feature_message_state_messagepb_message_proto_msgTypes[5]
+	mi := &file_feature_message_state_messagepb_message_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -584,7 +653,7 @@ func (x *Mark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mark.ProtoReflect.Descriptor instead.
 func (*Mark) Descriptor() ([]byte, []int) {
-	return file_feature_message_state_messagepb_message_proto_rawDescGZIP(), []int{5}
+	return file_feature_message_state_messagepb_message_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Mark) GetKey() string {
@@ -614,7 +683,7 @@ type Claim struct {
 
 func (x *Claim) Reset() {
 	*x = Claim{}
-	mi := &file_feature_message_state_messagepb_message_proto_msgTypes[6]
+	mi := &file_feature_message_state_messagepb_message_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -626,7 +695,7 @@ func (x *Claim) String() string {
 func (*Claim) ProtoMessage() {}
 
 func (x *Claim) ProtoReflect() protoreflect.Message {
-	mi := &file_feature_message_state_messagepb_message_proto_msgTypes[6]
+	mi := &file_feature_message_state_messagepb_message_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -639,7 +708,7 @@ func (x *Claim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claim.ProtoReflect.Descriptor instead.
 func (*Claim) Descriptor() ([]byte, []int) {
-	return file_feature_message_state_messagepb_message_proto_rawDescGZIP(), []int{6}
+	return file_feature_message_state_messagepb_message_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Claim) GetSession() uint64 {
@@ -687,7 +756,7 @@ type Inbox struct {
 
 func (x *Inbox) Reset() {
 	*x = Inbox{}
-	mi := &file_feature_message_state_messagepb_message_proto_msgTypes[7]
+	mi := &file_feature_message_state_messagepb_message_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -699,7 +768,7 @@ func (x *Inbox) String() string {
 func (*Inbox) ProtoMessage() {}
 
 func (x *Inbox) ProtoReflect() protoreflect.Message {
-	mi := &file_feature_message_state_messagepb_message_proto_msgTypes[7]
+	mi := &file_feature_message_state_messagepb_message_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -712,7 +781,7 @@ func (x *Inbox) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inbox.ProtoReflect.Descriptor instead.
 func (*Inbox) Descriptor() ([]byte, []int) {
-	return file_feature_message_state_messagepb_message_proto_rawDescGZIP(), []int{7}
+	return file_feature_message_state_messagepb_message_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Inbox) GetOwner() string {
@@ -739,7 +808,7 @@ type InboxRow struct {
 
 func (x *InboxRow) Reset() {
 	*x = InboxRow{}
-	mi := &file_feature_message_state_messagepb_message_proto_msgTypes[8]
+	mi := &file_feature_message_state_messagepb_message_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -751,7 +820,7 @@ func (x *InboxRow) String() string {
 func (*InboxRow) ProtoMessage() {}
 
 func (x *InboxRow) ProtoReflect() protoreflect.Message {
-	mi := &file_feature_message_state_messagepb_message_proto_msgTypes[8]
+	mi := &file_feature_message_state_messagepb_message_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -764,7 +833,7 @@ func (x *InboxRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InboxRow.ProtoReflect.Descriptor instead.
 func (*InboxRow) Descriptor() ([]byte, []int) {
-	return file_feature_message_state_messagepb_message_proto_rawDescGZIP(), []int{8}
+	return file_feature_message_state_messagepb_message_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *InboxRow) GetSteps() []uint64 {
@@ -791,7 +860,7 @@ type Forget struct {
 
 func (x *Forget) Reset() {
 	*x = Forget{}
-	mi := &file_feature_message_state_messagepb_message_proto_msgTypes[9]
+	mi := &file_feature_message_state_messagepb_message_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -803,7 +872,7 @@ func (x *Forget) String() string {
 func (*Forget) ProtoMessage() {}
 
 func (x *Forget) ProtoReflect() protoreflect.Message {
-	mi := &file_feature_message_state_messagepb_message_proto_msgTypes[9]
+	mi := &file_feature_message_state_messagepb_message_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -816,7 +885,7 @@ func (x *Forget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Forget.ProtoReflect.Descriptor instead.
 func (*Forget) Descriptor() ([]byte, []int) {
-	return file_feature_message_state_messagepb_message_proto_rawDescGZIP(), []int{9}
+	return file_feature_message_state_messagepb_message_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Forget) GetSessions() []uint64 {
@@ -843,7 +912,7 @@ type Trim struct {
 
 func (x *Trim) Reset() {
 	*x = Trim{}
-	mi := &file_feature_message_state_messagepb_message_proto_msgTypes[10]
+	mi := &file_feature_message_state_messagepb_message_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -855,7 +924,7 @@ func (x *Trim) String() string {
 func (*Trim) ProtoMessage() {}
 
 func (x *Trim) ProtoReflect() protoreflect.Message {
-	mi := &file_feature_message_state_messagepb_message_proto_msgTypes[10]
+	mi := &file_feature_message_state_messagepb_message_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -868,7 +937,7 @@ func (x *Trim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Trim.ProtoReflect.Descriptor instead.
 func (*Trim) Descriptor() ([]byte, []int) {
-	return file_feature_message_state_messagepb_message_proto_rawDescGZIP(), []int{10}
+	return file_feature_message_state_messagepb_message_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Trim) GetBefore() uint64 {
@@ -896,7 +965,7 @@ type Purge struct {
 
 func (x *Purge) Reset() {
 	*x = Purge{}
-	mi := &file_feature_message_state_messagepb_message_proto_msgTypes[11]
+	mi := &file_feature_message_state_messagepb_message_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -908,7 +977,7 @@ func (x *Purge) String() string {
 func (*Purge) ProtoMessage() {}
 
 func (x *Purge) ProtoReflect() protoreflect.Message {
-	mi := &file_feature_message_state_messagepb_message_proto_msgTypes[11]
+	mi := &file_feature_message_state_messagepb_message_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -921,7 +990,7 @@ func (x *Purge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Purge.ProtoReflect.Descriptor instead.
 func (*Purge) Descriptor() ([]byte, []int) {
-	return file_feature_message_state_messagepb_message_proto_rawDescGZIP(), []int{11}
+	return file_feature_message_state_messagepb_message_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Purge) GetOwner() string {
@@ -949,7 +1018,7 @@ var File_feature_message_state_messagepb_message_proto protoreflect.FileDescript
 
 const file_feature_message_state_messagepb_message_proto_rawDesc = "" +
 	"\n" +
-	"-feature/message/state/messagepb/message.proto\x12\x16muster.feature.message\"\xcd\x02\n" +
+	"-feature/message/state/messagepb/message.proto\x12\x16muster.feature.message\"\xe9\x02\n" +
 	"\x03Put\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x12\x10\n" +
@@ -964,7 +1033,8 @@ const file_feature_message_state_messagepb_message_proto_rawDesc = "" +
 	"\rkeep_received\x18\n" +
 	" \x01(\bR\fkeepReceived\x12\x18\n" +
 	"\afollows\x18\f \x01(\bR\afollows\x12\x14\n" +
-	"\x05limit\x18\v \x01(\rR\x05limit\"\xa0\x02\n" +
+	"\x05limit\x18\v \x01(\rR\x05limit\x12\x1a\n" +
+	"\brefusals\x18\x0e \x03(\fR\brefusals\"\xa0\x02\n" +
 	"\n" +
 	"MessageRow\x12\x10\n" +
 	"\x03xml\x18\x01 \x01(\fR\x03xml\x12\x12\n" +
@@ -981,12 +1051,14 @@ const file_feature_message_state_messagepb_message_proto_rawDesc = "" +
 	"\x05input\x18\v \x01(\x04R\x05input\"~\n" +
 	"\x05Taken\x127\n" +
 	"\ainboxes\x18\x01 \x03(\v2\x1d.muster.feature.message.InboxR\ainboxes\x12<\n" +
-	"\bprogress\x18\x02 \x03(\v2 .muster.feature.message.ProgressR\bprogress\"r\n" +
+	"\bprogress\x18\x02 \x03(\v2 .muster.feature.message.ProgressR\bprogress\"\xa2\x01\n" +
 	"\bProgress\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x1c\n" +
 	"\tconfirmed\x18\x02 \x01(\x04R\tconfirmed\x12\x16\n" +
 	"\x06cursor\x18\x03 \x01(\x04R\x06cursor\x12\x16\n" +
-	"\x06claims\x18\x04 \x01(\x04R\x06claims\"\xd9\x02\n" +
+	"\x06claims\x18\x04 \x01(\x04R\x06claims\x12\x12\n" +
+	"\x04told\x18\x05 \x01(\bR\x04told\x12\x1a\n" +
+	"\brefusals\x18\x06 \x03(\fR\brefusals\"\xd9\x02\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04user\x18\x02 \x01(\tR\x04user\x12\x1a\n" +
@@ -1001,7 +1073,9 @@ const file_feature_message_state_messagepb_message_proto_rawDesc = "" +
 	" \x01(\fR\bpresence\x122\n" +
 	"\x05marks\x18\v \x03(\v2\x1c.muster.feature.message.MarkR\x05marks\x12\x16\n" +
 	"\x06claims\x18\r \x01(\x04R\x06claims\x12\x12\n" +
-	"\x04time\x18\f \x01(\x10R\x04time\".\n" +
+	"\x04time\x18\f \x01(\x10R\x04time\"\x1c\n" +
+	"\bRefusals\x12\x10\n" +
+	"\x03xml\x18\x01 \x03(\fR\x03xml\".\n" +
 	"\x04Mark\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\"}\n" +
@@ -1040,25 +1114,26 @@ func file_feature_message_state_messagepb_message_proto_rawDescGZIP() []byte {
 	return file_feature_message_state_messagepb_message_proto_rawDescData
 }
 
-var file_feature_message_state_messagepb_message_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_feature_message_state_messagepb_message_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_feature_message_state_messagepb_message_proto_goTypes = []any{
 	(*Put)(nil),        // 0: muster.feature.message.Put
 	(*MessageRow)(nil), // 1: muster.feature.message.MessageRow
 	(*Taken)(nil),      // 2: muster.feature.message.Taken
 	(*Progress)(nil),   // 3: muster.feature.message.Progress
 	(*Session)(nil),    // 4: muster.feature.message.Session
-	(*Mark)(nil),       // 5: muster.feature.message.Mark
-	(*Claim)(nil),      // 6: muster.feature.message.Claim
-	(*Inbox)(nil),      // 7: muster.feature.message.Inbox
-	(*InboxRow)(nil),   // 8: muster.feature.message.InboxRow
-	(*Forget)(nil),     // 9: muster.feature.message.Forget
-	(*Trim)(nil),       // 10: muster.feature.message.Trim
-	(*Purge)(nil),      // 11: muster.feature.message.Purge
+	(*Refusals)(nil),   // 5: muster.feature.message.Refusals
+	(*Mark)(nil),       // 6: muster.feature.message.Mark
+	(*Claim)(nil),      // 7: muster.feature.message.Claim
+	(*Inbox)(nil),      // 8: muster.feature.message.Inbox
+	(*InboxRow)(nil),   // 9: muster.feature.message.InboxRow
+	(*Forget)(nil),     // 10: muster.feature.message.Forget
+	(*Trim)(nil),       // 11: muster.feature.message.Trim
+	(*Purge)(nil),      // 12: muster.feature.message.Purge
 }
 var file_feature_message_state_messagepb_message_proto_depIdxs = []int32{
-	7, // 0: muster.feature.message.Taken.inboxes:type_name -> muster.feature.message.Inbox
+	8, // 0: muster.feature.message.Taken.inboxes:type_name -> muster.feature.message.Inbox
 	3, // 1: muster.feature.message.Taken.progress:type_name -> muster.feature.message.Progress
-	5, // 2: muster.feature.message.Session.marks:type_name -> muster.feature.message.Mark
+	6, // 2: muster.feature.message.Session.marks:type_name -> muster.feature.message.Mark
 	3, // [3:3] is the sub-list for method output_type
 	3, // [3:3] is the sub-list for method input_type
 	3, // [3:3] is the sub-list for extension type_name
@@ -1077,7 +1152,7 @@ func file_feature_message_state_messagepb_message_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_feature_message_state_messagepb_message_proto_rawDesc), len(file_feature_message_state_messagepb_message_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
