@@ -3,7 +3,10 @@ package feature_test
 import (
 	"testing"
 	"testing/synctest"
+	"time"
 
+	"muster/feature/message/state"
+	"muster/fsm/config"
 	"muster/router"
 	"muster/router/stanza"
 )
@@ -59,4 +62,35 @@ func count(all []*stanza.Packet, kind stanza.Kind) (n int) {
 		}
 	}
 	return n
+}
+
+// TestRefusedThenKept: a message that is kept counts an earlier one as handled that was refused; the record has the
+// error until the client confirms it.
+func TestRefusedThenKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newCluster(t, 1)
+		defer w.close()
+		for _, name := range []string{"alice", "bob", "carol"} {
+			w.addUser(name, false)
+		}
+		w.must(config.SetEntry("offline.max_messages", "1", 0))
+		w.settle()
+		alice := w.login("alice/desk")
+		record := func(when string, handled uint64, refusals int) {
+			t.Helper()
+			time.Sleep(time.Second)
+			_, p, ok := state.SessionByID(w.nodes[1].messages, alice.session.ID())
+			if !ok || p.Handled != handled || len(p.Refusals) != refusals {
+				t.Errorf("%s: handled %d, %d errors on record: %v", when, p.Handled, len(p.Refusals), ok)
+			}
+		}
+		alice.session.Record(router.Record{Key: []byte("key"), Timeout: time.Minute})
+		alice.send("<message type='chat' id='1' to='bob@example.com'><body>one</body></message>")
+		alice.send("<message type='chat' id='2' to='bob@example.com'><body>two</body></message>")
+		record("after the refusal", 1, 0)
+		alice.send("<message type='chat' id='3' to='carol@example.com'><body>three</body></message>")
+		record("after the next message", 3, 1)
+		alice.session.Taken(alice.take())
+		record("after the confirmation", 3, 0)
+	})
 }
