@@ -123,7 +123,7 @@ func (t *collector) record(session uint64, e *log.Entry) {
 	})
 }
 
-// sum is two steps of a session, one after the other, as one: input is numbered anew with each claim.
+// sum is two steps of a session, one after the other, as one: input is numbered anew with each claim. Either may be none yet.
 func sum(first, then state.Step) state.Step {
 	switch cursor := max(first.Cursor, then.Cursor); {
 	case first.Claims > then.Claims:
@@ -136,7 +136,7 @@ func sum(first, then state.Step) state.Step {
 		}
 		fallthrough
 	default:
-		then.Cursor = cursor
+		then.Session, then.Cursor = max(first.Session, then.Session), cursor
 		return then
 	}
 }
