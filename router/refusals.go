@@ -64,12 +64,13 @@ func (at *Attached) Refusals() []*stanza.Packet { return at.refusals.list() }
 // ForgetRefusals is for a session that is not on record: its client's confirmations are not told.
 func (at *Attached) ForgetRefusals() { at.refusals.set(nil) }
 
-// heard notes that the client has an error, here, at the home and on record.
-func (s *Session) heard(p *stanza.Packet) {
+// heard notes that the client has an error, here and at the home; false if that was known.
+func (s *Session) heard(p *stanza.Packet) bool {
 	if !s.refusals.heard(p) {
-		return
+		return false
 	}
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	switch {
 	case s.state != attached: // the next home is told what is left
 	case s.at != nil:
@@ -77,10 +78,7 @@ func (s *Session) heard(p *stanza.Packet) {
 	default:
 		_ = s.r.links.Send(s.home, kindHeard, stanza.AppendBinary(appendUint64(nil, s.id), p), true)
 	}
-	s.mu.Unlock()
-	if rec := s.r.reg.recorder; rec != nil {
-		rec.Confirm(Progress{Session: s.id, Claims: s.claims, Refusals: s.refusals.list()}, func() {})
-	}
+	return true
 }
 
 func (r *Router) takeHeard(peer uint32, b []byte) error {

@@ -259,12 +259,16 @@ const BacklogMark = "backlog"
 // Taken says that the client has these stanzas: kept messages, and errors for its own. It never blocks.
 func (s *Session) Taken(ps []*stanza.Packet) {
 	var numbers []uint64
+	heard := false
 	for _, p := range ps {
 		if p.Number != 0 {
 			numbers = append(numbers, p.Number)
 		} else if p.IsRefusal() {
-			s.heard(p)
+			heard = s.heard(p) || heard
 		}
+	}
+	if rec := s.r.reg.recorder; heard && rec != nil {
+		rec.Confirm(Progress{Session: s.id, Claims: s.claims, Refusals: s.refusals.list()}, func() {})
 	}
 	if len(numbers) == 0 {
 		return

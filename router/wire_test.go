@@ -71,6 +71,7 @@ func frames() map[byte][]byte {
 		kindReturn:      append(bytes.Clone(user), packet...),
 		kindAttached:    with(id, []byte{0}, id, appendText(nil, "r")),
 		kindDeliver:     with(packet),
+		kindHeard:       with(packet),
 		kindCredit:      with(id),
 		kindPublish:     with(id, packet),
 		kindMark:        with(appendText(nil, "k"), appendText(nil, "v")),
