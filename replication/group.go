@@ -226,7 +226,7 @@ func (g *Group) start() error {
 		Stream: g.layer, MaxPool: maxPool, Timeout: g.cfg.Timing.RPC, Logger: rc.Logger, MsgpackUseNewTimeFormat: true,
 		MaxRPCsInFlight: noPipeline}))
 	running := &atomic.Pointer[raft.Raft]{}
-	if g.raft, err = raft.NewRaft(rc, adapter{g}, cached, g.log, g.snaps, voteTransport{g.trans, running}); err != nil {
+	if g.raft, err = raft.NewRaft(rc, adapter{g}, cached, g.log, g.snaps, voteTransport{g.trans, running, rc.LocalID}); err != nil {
 		_ = g.trans.Close()
 		return &fault.Error{Code: fault.Internal, Op: "replication.open", Subject: g.cfg.Name, Text: "the log cannot be started", Err: err}
 	}

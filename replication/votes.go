@@ -20,6 +20,7 @@ import (
 type voteTransport struct {
 	*heardTransport
 	raft *atomic.Pointer[raft.Raft] // nil until it runs
+	self raft.ServerID
 }
 
 // names is the order in which voters are named: by chance, since the library waits only so long for an answer.
@@ -48,15 +49,16 @@ func (t voteTransport) renounce() {
 	if r == nil {
 		return
 	}
+	term := r.CurrentTerm() // before the leader: one of a later term is not taken for that of this one
 	addr, id := r.LeaderWithID()
-	if addr == "" {
+	if addr == "" || id == t.self { // the latter: the election was won without this vote
 		return
 	}
 	t.mu.Lock()
 	take := t.take
 	t.mu.Unlock()
 	header := raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(id), Addr: t.EncodePeer(id, addr)}
-	take(raft.RPC{Command: &raft.AppendEntriesRequest{RPCHeader: header, Term: r.CurrentTerm()}, RespChan: make(chan raft.RPCResponse, 1)})
+	take(raft.RPC{Command: &raft.AppendEntriesRequest{RPCHeader: header, Term: term}, RespChan: make(chan raft.RPCResponse, 1)})
 }
 
 // ask sends a request in the name of each voter until one is granted, or the

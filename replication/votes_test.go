@@ -3,6 +3,7 @@ package replication
 import (
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -90,5 +91,21 @@ func TestCandidateWithALeader(t *testing.T) {
 		}
 		c.until("the other node leads", 5*time.Second, func() bool { return next.Group.IsLeader() })
 		next.must("b", "2")
+	})
+}
+
+// TestLateRequestOfALeader: a vote that was won while one voter was still to be asked stays won.
+func TestLateRequestOfALeader(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		c := newCluster(t, 3, Timing{})
+		lead := c.settle(3)
+		term := lead.raft.CurrentTerm()
+		running := &atomic.Pointer[raft.Raft]{}
+		running.Store(lead.raft)
+		voteTransport{lead.trans, running, serverID(lead.id)}.renounce()
+		lead.must("a", "1")
+		if !lead.Group.IsLeader() || lead.raft.CurrentTerm() != term {
+			t.Errorf("node %d follows in term %d, and led in term %d", lead.id, lead.raft.CurrentTerm(), term)
+		}
 	})
 }
