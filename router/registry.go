@@ -105,7 +105,7 @@ type Registry struct {
 	onMissed       []func(*Ctx)
 	onStop         []func(context.Context)
 	screenStored   []func(fsm.Reader, jid.JID, *stanza.Packet) Verdict
-	onTaken        []func(jid.JID, uint64, []uint64)
+	onTaken        []func(Taken)
 	recorder       Recorder
 	onRow          []func(hot.Change)
 	watches        map[*fsm.Table][]func(fsm.Change) // of both logs: no two tables have one name
@@ -340,11 +340,9 @@ func (g *Registry) OnMissed(fn func(c *Ctx)) { g.onMissed = append(g.onMissed, f
 // OnStop registers fn to run when the router stops, after the sessions have left.
 func (g *Registry) OnStop(fn func(ctx context.Context)) { g.onStop = append(g.onStop, fn) }
 
-// OnTaken registers fn to hear on a session's node, outside any actor, of kept
-// messages that the client has. fn must not block.
-func (g *Registry) OnTaken(fn func(user jid.JID, session uint64, numbers []uint64)) {
-	g.onTaken = append(g.onTaken, fn)
-}
+// OnTaken registers fn to hear on a session's node of kept messages that wait no
+// longer. It may run outside any actor, and must not block.
+func (g *Registry) OnTaken(fn func(Taken)) { g.onTaken = append(g.onTaken, fn) }
 
 // Recorder keeps what other nodes need of this node's sessions.
 type Recorder interface {

@@ -162,7 +162,7 @@ func (c *Ctx) Wants(p *stanza.Packet) bool {
 			continue
 		}
 		a.r.count.screened.Add(1)
-		a.r.taken(a.user, 0, []uint64{p.Number})
+		a.r.taken(Taken{User: a.user, Numbers: []uint64{p.Number}})
 		if v.err != nil {
 			told := p.Clone()
 			told.Number = 0
@@ -258,22 +258,27 @@ const BacklogMark = "backlog"
 
 // Taken says that the client has these stanzas: kept messages, and errors for its own. It never blocks.
 func (s *Session) Taken(ps []*stanza.Packet) {
-	var numbers []uint64
+	t := Taken{User: s.user}
+	s.mu.Lock()
+	if s.record != nil {
+		t.Session, t.Claims = s.id, s.claims
+	}
+	s.mu.Unlock()
 	heard := false
 	for _, p := range ps {
 		if p.Number != 0 {
-			numbers = append(numbers, p.Number)
+			t.Numbers = append(t.Numbers, p.Number)
 		} else if p.IsRefusal() {
 			heard = s.heard(p) || heard
 		}
 	}
-	if rec := s.r.reg.recorder; heard && rec != nil {
-		rec.Confirm(Progress{Session: s.id, Claims: s.claims, Refusals: s.refusals.list()}, func() {})
+	if rec := s.r.reg.recorder; heard && rec != nil && t.Session != 0 {
+		rec.Confirm(Progress{Session: t.Session, Claims: t.Claims, Refusals: s.refusals.list()}, func() {})
 	}
-	if len(numbers) == 0 {
+	if len(t.Numbers) == 0 {
 		return
 	}
-	s.r.taken(s.user, s.id, numbers)
+	s.r.taken(t)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -286,10 +291,17 @@ func (s *Session) Taken(ps []*stanza.Packet) {
 	}
 }
 
-// taken tells the features that kept messages wait for a user no longer.
-func (r *Router) taken(user jid.JID, session uint64, numbers []uint64) {
+// Taken are kept messages that wait for a user no longer: a client has them, or nobody is to get them.
+type Taken struct {
+	User            jid.JID // bare
+	Session, Claims uint64  // of the client's session, if that is on record
+	Numbers         []uint64
+}
+
+// taken tells the features that kept messages wait no longer.
+func (r *Router) taken(t Taken) {
 	for _, fn := range r.reg.onTaken {
-		fn(user, session, numbers)
+		fn(t)
 	}
 }
 

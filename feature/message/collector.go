@@ -7,6 +7,7 @@ import (
 
 	"muster/feature/message/state"
 	"muster/log"
+	"muster/router"
 )
 
 // Bounds of the collector.
@@ -35,8 +36,8 @@ type collector struct {
 
 // gathered is what is to be written.
 type gathered struct {
-	inboxes  map[string][]uint64
-	owners   []string // of inboxes, in order of arrival
+	inboxes  map[inbox][]uint64
+	arrivals []inbox // in order of arrival
 	numbers  int
 	steps    map[uint64]state.Step
 	told     []func() // to be called when steps are written
@@ -45,12 +46,18 @@ type gathered struct {
 	ended    []state.Ended
 }
 
+// inbox is where messages are that a session's client has.
+type inbox struct {
+	owner           string
+	session, claims uint64
+}
+
 func newGathered() gathered {
-	return gathered{inboxes: map[string][]uint64{}, steps: map[uint64]state.Step{}, sessions: map[uint64]*log.Entry{}}
+	return gathered{inboxes: map[inbox][]uint64{}, steps: map[uint64]state.Step{}, sessions: map[uint64]*log.Entry{}}
 }
 
 func (g *gathered) empty() bool {
-	return len(g.owners) == 0 && len(g.steps) == 0 && len(g.order) == 0 && len(g.ended) == 0
+	return len(g.arrivals) == 0 && len(g.steps) == 0 && len(g.order) == 0 && len(g.ended) == 0
 }
 
 func newCollector(propose proposeFunc) *collector {
@@ -81,28 +88,25 @@ func (t *collector) schedule(after time.Duration) {
 	}
 }
 
-// add notes that a session's client has messages of owner.
-func (t *collector) add(owner string, session uint64, numbers []uint64) {
+// add notes that messages wait no longer.
+func (t *collector) add(taken router.Taken) {
 	t.gather(collectFor, func(g *gathered) {
-		if g.numbers += len(numbers); g.numbers > collectMax && len(g.owners) > 0 {
-			g.numbers -= len(g.inboxes[g.owners[0]])
-			delete(g.inboxes, g.owners[0])
-			g.owners = g.owners[1:]
+		if g.numbers+len(taken.Numbers) > collectMax && len(g.arrivals) > 0 {
+			g.numbers -= len(g.inboxes[g.arrivals[0]])
+			delete(g.inboxes, g.arrivals[0])
+			g.arrivals = g.arrivals[1:]
 		}
-		if _, known := g.inboxes[owner]; !known {
-			g.owners = append(g.owners, owner)
-		}
-		g.inboxes[owner] = append(g.inboxes[owner], numbers...)
-		if session == 0 {
-			return
-		}
-		step := g.steps[session]
-		step.Session = session
-		for _, n := range numbers {
-			step.Cursor = max(step.Cursor, n)
-		}
-		g.steps[session] = step
+		g.take(inbox{taken.User.String(), taken.Session, taken.Claims}, taken.Numbers)
 	})
+}
+
+// take adds messages that wait no longer.
+func (g *gathered) take(in inbox, numbers []uint64) {
+	if _, known := g.inboxes[in]; !known {
+		g.arrivals = append(g.arrivals, in)
+	}
+	g.inboxes[in] = append(g.inboxes[in], numbers...)
+	g.numbers += len(numbers)
 }
 
 // confirm has it written how far a session's input is handled, and calls done then.
@@ -125,20 +129,16 @@ func (t *collector) record(session uint64, e *log.Entry) {
 
 // sum is two steps of a session, one after the other, as one: input is numbered anew with each claim. Either may be none yet.
 func sum(first, then state.Step) state.Step {
-	switch cursor := max(first.Cursor, then.Cursor); {
-	case first.Claims > then.Claims:
-		first.Cursor = cursor
+	switch {
+	case then.Session == 0 || first.Claims > then.Claims:
 		return first
 	case first.Claims == then.Claims:
 		then.Confirmed = max(first.Confirmed, then.Confirmed)
 		if !then.Told {
 			then.Told, then.Refusals = first.Told, first.Refusals
 		}
-		fallthrough
-	default:
-		then.Session, then.Cursor = max(first.Session, then.Session), cursor
-		return then
 	}
+	return then
 }
 
 // forget notes that a session has ended.
@@ -165,7 +165,7 @@ func (t *collector) writeOnce(most time.Duration) bool {
 		return false
 	}
 	t.writing = true
-	batch := t.now.take()
+	batch := t.now.part()
 	t.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), most)
 	defer cancel()
@@ -188,19 +188,17 @@ func (t *collector) writeOnce(most time.Duration) bool {
 	return false
 }
 
-// take removes what one record may hold.
-func (g *gathered) take() gathered {
+// part removes what one record may hold.
+func (g *gathered) part() gathered {
 	out := *g
 	*g = newGathered()
 	taken := 0
-	for i, owner := range out.owners {
-		if taken += len(out.inboxes[owner]); taken > collectMost && i > 0 {
-			for _, later := range out.owners[i:] {
-				g.inboxes[later] = out.inboxes[later]
-				g.numbers += len(out.inboxes[later])
-				delete(out.inboxes, later)
+	for i, in := range out.arrivals {
+		if taken += len(out.inboxes[in]); taken > collectMost && i > 0 {
+			for _, later := range out.arrivals[i:] {
+				g.take(later, out.inboxes[later])
 			}
-			g.owners, out.owners = out.owners[i:], out.owners[:i:i]
+			out.arrivals = out.arrivals[:i]
 			break
 		}
 	}
@@ -221,12 +219,16 @@ func (g *gathered) entries() (out []*log.Entry) {
 	for _, id := range g.order {
 		out = append(out, g.sessions[id])
 	}
-	if len(g.owners) > 0 || len(g.steps) > 0 {
+	if len(g.arrivals) > 0 || len(g.steps) > 0 {
+		taken := make([]state.Taken, 0, len(g.arrivals))
+		for _, in := range g.arrivals {
+			taken = append(taken, state.Taken{Owner: in.owner, Session: in.session, Claims: in.claims, Numbers: g.inboxes[in]})
+		}
 		steps := make([]state.Step, 0, len(g.steps))
 		for _, s := range g.steps {
 			steps = append(steps, s)
 		}
-		out = append(out, state.TakenEntry(g.inboxes, g.owners, steps))
+		out = append(out, state.TakenEntry(taken, steps))
 	}
 	if len(g.ended) > 0 {
 		out = append(out, state.ForgetEntry(g.ended...))
@@ -236,12 +238,8 @@ func (g *gathered) entries() (out []*log.Entry) {
 
 // putBack takes in again what could not be written; what came since is newer.
 func (g *gathered) putBack(old *gathered) {
-	for _, owner := range old.owners {
-		if _, known := g.inboxes[owner]; !known {
-			g.owners = append(g.owners, owner)
-		}
-		g.inboxes[owner] = append(g.inboxes[owner], old.inboxes[owner]...)
-		g.numbers += len(old.inboxes[owner])
+	for _, in := range old.arrivals {
+		g.take(in, old.inboxes[in])
 	}
 	for id, step := range old.steps {
 		g.steps[id] = sum(step, g.steps[id])

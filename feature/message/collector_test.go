@@ -16,14 +16,14 @@ func TestPutBack(t *testing.T) {
 	}{
 		{"nothing since", state.Step{Session: 7, Confirmed: 5, Told: true, Refusals: refusal}, state.Step{},
 			state.Step{Session: 7, Confirmed: 5, Told: true, Refusals: refusal}},
-		{"a message since", state.Step{Session: 7, Confirmed: 5, Told: true, Refusals: refusal}, state.Step{Session: 7, Cursor: 9},
-			state.Step{Session: 7, Confirmed: 5, Cursor: 9, Told: true, Refusals: refusal}},
-		{"errors were confirmed since", state.Step{Session: 7, Confirmed: 5, Cursor: 9, Told: true, Refusals: refusal}, state.Step{Session: 7, Told: true},
-			state.Step{Session: 7, Confirmed: 5, Cursor: 9, Told: true}},
-		{"claimed since", state.Step{Session: 7, Confirmed: 8, Cursor: 9}, state.Step{Session: 7, Claims: 1, Confirmed: 5},
-			state.Step{Session: 7, Claims: 1, Confirmed: 5, Cursor: 9}},
-		{"of a later claim", state.Step{Session: 7, Claims: 1, Confirmed: 5}, state.Step{Session: 7, Cursor: 9},
-			state.Step{Session: 7, Claims: 1, Confirmed: 5, Cursor: 9}},
+		{"more since", state.Step{Session: 7, Confirmed: 5, Told: true, Refusals: refusal}, state.Step{Session: 7, Confirmed: 9},
+			state.Step{Session: 7, Confirmed: 9, Told: true, Refusals: refusal}},
+		{"errors were confirmed since", state.Step{Session: 7, Confirmed: 5, Told: true, Refusals: refusal}, state.Step{Session: 7, Told: true},
+			state.Step{Session: 7, Confirmed: 5, Told: true}},
+		{"claimed since", state.Step{Session: 7, Confirmed: 8}, state.Step{Session: 7, Claims: 1, Confirmed: 5},
+			state.Step{Session: 7, Claims: 1, Confirmed: 5}},
+		{"of a later claim", state.Step{Session: 7, Claims: 1, Confirmed: 5}, state.Step{Session: 7, Confirmed: 9},
+			state.Step{Session: 7, Claims: 1, Confirmed: 5}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

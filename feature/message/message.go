@@ -65,7 +65,7 @@ func (f *Feature) Setup(reg *router.Registry) error {
 	reg.OnReady(f.ready)
 	reg.OnMissed(f.missed)
 	reg.OnUnbind(f.ended)
-	reg.OnTaken(func(user jid.JID, session uint64, numbers []uint64) { f.taken.add(user.String(), session, numbers) })
+	reg.OnTaken(f.taken.add)
 	reg.SetRecorder(recorder{f.taken})
 	reg.OnStop(f.taken.stop)
 	reg.Watch(state.Messages, f.arrived)

@@ -202,5 +202,5 @@ func remove(c *router.Ctx, iq *stanza.Packet, numbers []uint64) {
 			return
 		}
 		c.Reply(iq.Result(nil))
-	}, state.TakenEntry(map[string][]uint64{owner: numbers}, []string{owner}, nil))
+	}, state.TakenEntry([]state.Taken{{Owner: owner, Numbers: numbers}}, nil))
 }

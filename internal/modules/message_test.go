@@ -11,6 +11,7 @@ import (
 	"pgregory.net/rapid"
 
 	message "muster/feature/message/state"
+	"muster/feature/message/state/messagepb"
 	"muster/fsm/fsmtest"
 	"muster/internal/modules"
 	"muster/log"
@@ -33,7 +34,9 @@ func messageScript() []line {
 			Timeout: 5 * time.Minute, Published: 3, Presence: []byte("<presence/>"), Marks: map[string]string{"carbons": "yes", "interested": "1"}},
 			[]string{"carbons", "interested"})},
 		{false, message.ClaimEntry(77, alice.String(), []byte("key"), 2, 9)},
-		{false, message.TakenEntry(map[string][]uint64{alice.String(): {second}, bob.String(): {second >> 1}}, []string{alice.String(), bob.String()}, []message.Step{{Session: 77, Confirmed: 4, Cursor: second}})},
+		{false, log.New(log.MessageTaken, &messagepb.Taken{ // as earlier builds wrote it
+			Inboxes:  []*messagepb.Inbox{{Owner: alice.String(), Numbers: []uint64{second}}, {Owner: bob.String(), Numbers: []uint64{second >> 1}}},
+			Progress: []*messagepb.Progress{{Session: 77, Confirmed: 4, Cursor: second}}})},
 		{false, message.ForgetEntry(message.Ended{Session: 77}, message.Ended{Session: 78})},
 		{false, message.TrimEntry(second)},
 		{false, message.PurgeEntry(alice.String(), 3<<12)},
@@ -60,7 +63,8 @@ var messageGenerators = []func(*rapid.T) *log.Entry{
 	drawPut, drawPut, drawPut, drawPut,
 	func(rt *rapid.T) *log.Entry {
 		a, b := who(rt).String(), who(rt).String()
-		return message.TakenEntry(map[string][]uint64{a: {number(rt), number(rt)}, b: {number(rt)}}, []string{a, b}, []message.Step{{Session: session(rt), Confirmed: number(rt), Cursor: number(rt), Claims: number(rt) % 3, Told: true, Refusals: [][]byte{[]byte("<message type='error'/>")}}})
+		return message.TakenEntry([]message.Taken{{Owner: a, Numbers: []uint64{number(rt), number(rt)}}, {Owner: b, Session: session(rt), Claims: number(rt) % 3, Numbers: []uint64{number(rt)}}},
+			[]message.Step{{Session: session(rt), Confirmed: number(rt), Claims: number(rt) % 3, Told: true, Refusals: [][]byte{[]byte("<message type='error'/>")}}})
 	},
 	func(rt *rapid.T) *log.Entry {
 		return message.ForgetEntry(message.Ended{Session: session(rt)})

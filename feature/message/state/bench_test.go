@@ -180,14 +180,13 @@ func benchmarkChat(b *testing.B, size int) {
 				KeepSent: true, KeepReceived: true, Session: uint64(from + 1), Input: input, Limit: 1000})
 		}
 		if input/uint64(size)%8 == 0 {
-			var owners []string
-			var steps []state.Step
+			var taken []state.Taken
 			for i := range people {
 				if n := waiting[name(i)]; len(n) > 0 {
-					owners, steps = append(owners, name(i)), append(steps, state.Step{Session: uint64(i + 1), Cursor: n[len(n)-1]})
+					taken = append(taken, state.Taken{Owner: name(i), Session: uint64(i + 1), Numbers: n})
 				}
 			}
-			entries = append(entries, state.TakenEntry(waiting, owners, steps))
+			entries = append(entries, state.TakenEntry(taken, nil))
 			waiting = map[string][]uint64{}
 		}
 		for k, res := range apply(entries...)[:size] {

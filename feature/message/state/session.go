@@ -40,8 +40,7 @@ type Session struct {
 type Step struct {
 	Session   uint64
 	Confirmed uint64   // input that the client was told is handled; 0: unchanged
-	Claims    uint64   // of the session then: Confirmed is nothing to one that was claimed since
-	Cursor    uint64   // number of the last kept message that the client has; 0: unchanged
+	Claims    uint64   // of the session then: to one that was claimed since, the step is nothing
 	Told      bool     // Refusals are told, too
 	Refusals  [][]byte // canonical stanzas: errors for its messages that the client may not have
 }
@@ -220,6 +219,24 @@ func (p progress) save(tx *fsm.Tx, session uint64) {
 		row = binary.BigEndian.AppendUint64(row, p.claims)
 	}
 	tx.Put(inputs, numberKey(session), row)
+}
+
+// confirmed notes how many of its messages a recorded session's client has; false if the session has been claimed since:
+// what the client counts as handled may be others then, which it got at the other node, and these are offered again.
+func confirmed(tx *fsm.Tx, in *messagepb.Inbox) bool {
+	p := progressOf(tx, in.Session)
+	if in.Claims < p.claims {
+		return false
+	}
+	last := p.cursor
+	for _, n := range in.Numbers {
+		last = max(last, n)
+	}
+	if last > p.cursor && Recorded(tx, in.Session) {
+		p.cursor = last
+		p.save(tx, in.Session)
+	}
+	return true
 }
 
 // advance takes a recorded session further; one that is not recorded any more stays forgotten.

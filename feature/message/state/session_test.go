@@ -71,7 +71,7 @@ func TestSessionRefused(t *testing.T) {
 		{"claim with another key", state.ClaimEntry(7, alice, []byte("kex"), 2, 1), fault.NotFound},
 		{"garbage", &log.Entry{Kind: log.SessionPut, Body: []byte{0xff}}, fault.BadRequest},
 		{"garbage to claim", &log.Entry{Kind: log.SessionClaim, Body: []byte{0xff}}, fault.BadRequest},
-		{"too many steps", state.TakenEntry(nil, nil, make([]state.Step, 1<<14+1)), fault.TooLarge},
+		{"too many steps", state.TakenEntry(nil, make([]state.Step, 1<<14+1)), fault.TooLarge},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -108,17 +108,23 @@ func TestFence(t *testing.T) {
 		return state.PutEntry(usual(state.Put{Session: 7, Input: 6, Claims: claims}))
 	}
 	r.Refused(late(0), fault.Stale)
-	r.Must(state.TakenEntry(nil, nil, []state.Step{{Session: 7, Confirmed: 9, Cursor: first}}))
-	if _, p, _ := state.SessionByID(r.M, 7); !reflect.DeepEqual(p, state.Progress{Handled: 4, Cursor: first}) {
+	forHer, _ := r.put(state.Put{From: bob, To: alice, Limit: 10})
+	taken := func(claims uint64) {
+		r.Must(state.TakenEntry([]state.Taken{{Owner: alice, Session: 7, Claims: claims, Numbers: []uint64{forHer}}}, []state.Step{{Session: 7, Claims: claims, Confirmed: 9}}))
+	}
+	taken(0)
+	if _, p, _ := state.SessionByID(r.M, 7); !reflect.DeepEqual(p, state.Progress{Handled: 4}) {
 		t.Errorf("after what came late the session is at %+v", p)
 	}
+	r.want("inbox", state.Inbox(r.M, alice), forHer)
 	other, how := r.put(state.Put{Session: 7, Input: 5, Claims: 1})
 	if how != state.New {
 		t.Errorf("the first input at the other node is repeated %v", how)
 	}
-	r.Must(state.TakenEntry(nil, nil, []state.Step{{Session: 7, Claims: 1, Confirmed: 9}}))
+	taken(1)
+	r.want("inbox", state.Inbox(r.M, alice))
 	r.Must(state.ForgetEntry(state.Ended{Session: 7}))
-	if _, p, ok := state.SessionByID(r.M, 7); !ok || p.Handled != 9 {
+	if _, p, ok := state.SessionByID(r.M, 7); !ok || p.Handled != 9 || p.Cursor != forHer {
 		t.Errorf("after its end at the earlier node it is at %+v, %v", p, ok)
 	}
 	r.Must(state.ForgetEntry(state.Ended{Session: 7, Claims: 1}))
@@ -132,7 +138,7 @@ func TestFence(t *testing.T) {
 
 func TestProgress(t *testing.T) {
 	r := newRig(t)
-	step := func(s state.Step) { r.Must(state.TakenEntry(nil, nil, []state.Step{s})) }
+	step := func(s state.Step) { r.Must(state.TakenEntry(nil, []state.Step{s})) }
 	want := func(handled, cursor uint64) {
 		t.Helper()
 		if _, p, _ := state.SessionByID(r.M, 7); p.Handled != handled || p.Cursor != cursor {
@@ -143,11 +149,18 @@ func TestProgress(t *testing.T) {
 	want(3, 0)
 	r.put(state.Put{Session: 7, Input: 5})
 	want(5, 0)
-	step(state.Step{Session: 7, Confirmed: 9, Cursor: 100})
+	has := func(numbers ...uint64) {
+		r.Must(state.TakenEntry([]state.Taken{{Owner: alice, Session: 7, Numbers: numbers}}, nil))
+	}
+	step(state.Step{Session: 7, Confirmed: 9})
+	want(9, 0)
+	has(80, 100, 90)
 	want(9, 100)
-	step(state.Step{Session: 7, Confirmed: 8, Cursor: 90})
+	step(state.Step{Session: 7, Confirmed: 8})
+	has(90)
+	has()
 	want(9, 100)
-	step(state.Step{Session: 7, Cursor: 110})
+	has(110)
 	want(9, 110)
 	if _, how := r.put(state.Put{Session: 7, Input: 5}); how != state.SameInput {
 		t.Errorf("the progress made the server forget the last kept input: %v", how)
@@ -230,14 +243,14 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("%s: %q, want %q", when, p.Refusals, names)
 		}
 	}
-	step := func(s state.Step) { r.Must(state.TakenEntry(nil, nil, []state.Step{s})) }
+	step := func(s state.Step) { r.Must(state.TakenEntry(nil, []state.Step{s})) }
 	r.put(state.Put{Session: 7, Input: 4, Refusals: text("a")})
 	want("before it is on record")
 	r.Must(record(phone()))
 	r.put(state.Put{Session: 7, Input: 5, Refusals: text("a", "b")})
 	r.put(state.Put{Session: 7, Input: 5, Refusals: text("b", "c")})
 	want("after a retry that knows more", "a", "b", "c")
-	step(state.Step{Session: 7, Cursor: 1})
+	r.Must(state.TakenEntry([]state.Taken{{Owner: alice, Session: 7, Numbers: []uint64{1}}}, nil))
 	want("after a message was confirmed", "a", "b", "c")
 	step(state.Step{Session: 7, Told: true, Refusals: text("c", "d")})
 	want("after two were confirmed", "c", "d")

@@ -118,15 +118,23 @@ func PutResult(value []byte) (number uint64, r Repeat) {
 	return binary.BigEndian.Uint64(value), Repeat(value[8])
 }
 
-// TakenEntry says that clients have these messages: they wait no longer; and how far sessions have come.
-func TakenEntry(inboxes map[string][]uint64, owners []string, steps []Step) *log.Entry {
+// Taken are messages that wait for their owner no longer: a client of his has them, or nobody is to get them.
+type Taken struct {
+	Owner   string // bare address
+	Session uint64 // of the client; 0: one that is not on record, or no client
+	Claims  uint64 // of the session then: to one that was claimed since the client does not have them
+	Numbers []uint64
+}
+
+// TakenEntry says which messages wait no longer, and how far sessions have come.
+func TakenEntry(taken []Taken, steps []Step) *log.Entry {
 	body := &messagepb.Taken{}
 	for _, s := range steps {
-		body.Progress = append(body.Progress, &messagepb.Progress{Session: s.Session, Confirmed: s.Confirmed, Claims: s.Claims, Cursor: s.Cursor,
+		body.Progress = append(body.Progress, &messagepb.Progress{Session: s.Session, Confirmed: s.Confirmed, Claims: s.Claims,
 			Told: s.Told, Refusals: s.Refusals})
 	}
-	for _, owner := range owners {
-		body.Inboxes = append(body.Inboxes, &messagepb.Inbox{Owner: owner, Numbers: inboxes[owner]})
+	for _, t := range taken {
+		body.Inboxes = append(body.Inboxes, &messagepb.Inbox{Owner: t.Owner, Numbers: t.Numbers, Session: t.Session, Claims: t.Claims})
 	}
 	return log.New(log.MessageTaken, body)
 }
@@ -323,7 +331,9 @@ func taken(tx *fsm.Tx, e *log.Entry) error {
 		if total += len(in.Numbers); total > maxTaken {
 			return fault.New(fault.TooLarge, "message.taken", strconv.Itoa(total), "too many messages at once")
 		}
-		takeFrom(tx, in.Owner, in.Numbers)
+		if in.Session == 0 || confirmed(tx, in) {
+			takeFrom(tx, in.Owner, in.Numbers)
+		}
 	}
 	if len(body.Progress) > maxTaken {
 		return fault.New(fault.TooLarge, "message.taken", "", "too many sessions at once")

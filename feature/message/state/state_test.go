@@ -146,7 +146,7 @@ func TestMessageToOneself(t *testing.T) {
 			if found, ok := state.ByID(r.M, alice, m.ID(alice)); !ok || found.Number != n {
 				t.Errorf("by its id: %+v, %v", found, ok)
 			}
-			r.Must(state.TakenEntry(map[string][]uint64{alice: {n}}, []string{alice}, nil))
+			r.Must(state.TakenEntry([]state.Taken{{Owner: alice, Numbers: []uint64{n}}}, nil))
 			r.want("archive when it was taken", r.archive(alice), n)
 			r.Must(state.PurgeEntry(alice, n+1))
 			if left := r.rows("message."); len(left) > 0 {
@@ -169,7 +169,7 @@ func TestRefused(t *testing.T) {
 		{"zero byte", state.PutEntry(state.Put{From: bob + "\x00x", To: alice, XML: []byte("x"), KeepSent: true}), fault.BadRequest},
 		{"nobody keeps it", state.PutEntry(state.Put{From: bob, To: alice, XML: []byte("x")}), fault.BadRequest},
 		{"too large", state.PutEntry(usual(state.Put{XML: make([]byte, state.MaxXML+1)})), fault.TooLarge},
-		{"too many taken", state.TakenEntry(map[string][]uint64{alice: many[1:], bob: many[:1]}, []string{alice, bob}, nil), fault.TooLarge},
+		{"too many taken", state.TakenEntry([]state.Taken{{Owner: alice, Numbers: many[1:]}, {Owner: bob, Numbers: many[:1]}}, nil), fault.TooLarge},
 		{"too many sessions", state.ForgetEntry(make([]state.Ended, 1<<14+1)...), fault.TooLarge},
 		{"garbage", &log.Entry{Kind: log.MessagePut, Body: []byte{0xff}}, fault.BadRequest},
 		{"garbage taken", &log.Entry{Kind: log.MessageTaken, Body: []byte{0xff}}, fault.BadRequest},
@@ -283,7 +283,7 @@ func TestRefusedForAFullInboxMayBeTriedAgain(t *testing.T) {
 	one, _ := r.put(state.Put{Limit: 1})
 	again := state.Put{Limit: 1, Session: 3, Input: 1, OriginID: "x"}
 	r.Refused(state.PutEntry(usual(again)), fault.Overloaded)
-	r.Must(state.TakenEntry(map[string][]uint64{bob: {one}}, []string{bob}, nil))
+	r.Must(state.TakenEntry([]state.Taken{{Owner: bob, Numbers: []uint64{one}}}, nil))
 	if n, how := r.put(again); how != state.New || n <= one {
 		t.Errorf("kept as %d, repeated %v", n, how)
 	}
@@ -296,7 +296,7 @@ func TestTaken(t *testing.T) {
 	sent, _ := r.put(state.Put{Limit: 9, KeepSent: true})
 	stays, _ := r.put(state.Put{Limit: 9})
 	other, _ := r.put(state.Put{To: carol, Limit: 9})
-	r.Must(state.TakenEntry(map[string][]uint64{bob: {sent, passing, kept, 12345, other}, "nobody@example.com": {stays}}, []string{bob, "nobody@example.com"}, nil))
+	r.Must(state.TakenEntry([]state.Taken{{Owner: bob, Numbers: []uint64{sent, passing, kept, 12345, other}}, {Owner: "nobody@example.com", Numbers: []uint64{stays}}}, nil))
 	r.want("bob's inbox", state.Inbox(r.M, bob), stays)
 	r.want("carol's inbox", state.Inbox(r.M, carol), other)
 	for n, want := range map[uint64]bool{kept: true, passing: false, sent: true, stays: true, other: true} {
@@ -307,7 +307,7 @@ func TestTaken(t *testing.T) {
 	if rows := r.rows("message.origins"); len(rows) != 0 {
 		t.Errorf("the origin-id of a message that is gone is still there: %q", rows)
 	}
-	r.Must(state.TakenEntry(map[string][]uint64{bob: {stays}, carol: {other}}, []string{bob, carol}, nil))
+	r.Must(state.TakenEntry([]state.Taken{{Owner: bob, Numbers: []uint64{stays}}, {Owner: carol, Numbers: []uint64{other}}}, nil))
 	if rows := r.rows("message.inboxes"); len(rows) != 0 {
 		t.Errorf("empty inboxes have rows: %q", rows)
 	}
@@ -405,7 +405,7 @@ func TestLastReference(t *testing.T) {
 			if _, ok := state.ByNumber(r.M, n); !ok {
 				t.Fatal("the message is gone while it waits")
 			}
-			r.Must(state.TakenEntry(map[string][]uint64{bob: {n}}, []string{bob}, nil))
+			r.Must(state.TakenEntry([]state.Taken{{Owner: bob, Numbers: []uint64{n}}}, nil))
 			if _, ok := state.ByNumber(r.M, n); ok != tc.remains {
 				t.Errorf("the message is there: %v, want %v", ok, tc.remains)
 			}

@@ -352,7 +352,7 @@ type Progress struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
 	Confirmed     uint64                 `protobuf:"varint,2,opt,name=confirmed,proto3" json:"confirmed,omitempty"` // input that the client was told is handled; 0: unchanged
-	Cursor        uint64                 `protobuf:"varint,3,opt,name=cursor,proto3" json:"cursor,omitempty"`       // number of the last kept message that the client has; 0: unchanged
+	Cursor        uint64                 `protobuf:"varint,3,opt,name=cursor,proto3" json:"cursor,omitempty"`       // number of the last kept message that the client has; 0: unchanged. In earlier logs; Inbox says it now
 	Claims        uint64                 `protobuf:"varint,4,opt,name=claims,proto3" json:"claims,omitempty"`       // of the session when that was confirmed
 	Told          bool                   `protobuf:"varint,5,opt,name=told,proto3" json:"told,omitempty"`           // refusals are told, too: all that the client may not have
 	Refusals      [][]byte               `protobuf:"bytes,6,rep,name=refusals,proto3" json:"refusals,omitempty"`    // as in Put
@@ -750,6 +750,8 @@ type Inbox struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Owner         string                 `protobuf:"bytes,1,opt,name=owner,proto3" json:"owner,omitempty"`
 	Numbers       []uint64               `protobuf:"varint,2,rep,packed,name=numbers,proto3" json:"numbers,omitempty"`
+	Session       uint64                 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"` // of the client that has them; 0: a session that is not on record, or nobody's
+	Claims        uint64                 `protobuf:"varint,4,opt,name=claims,proto3" json:"claims,omitempty"`   // of the session then
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -796,6 +798,20 @@ func (x *Inbox) GetNumbers() []uint64 {
 		return x.Numbers
 	}
 	return nil
+}
+
+func (x *Inbox) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *Inbox) GetClaims() uint64 {
+	if x != nil {
+		return x.Claims
+	}
+	return 0
 }
 
 type InboxRow struct {
@@ -1084,10 +1100,12 @@ const file_feature_message_state_messagepb_message_proto_rawDesc = "" +
 	"\x04user\x18\x02 \x01(\tR\x04user\x12\x10\n" +
 	"\x03key\x18\x03 \x01(\fR\x03key\x12\x12\n" +
 	"\x04node\x18\x04 \x01(\rR\x04node\x12 \n" +
-	"\vincarnation\x18\x05 \x01(\x04R\vincarnation\"7\n" +
+	"\vincarnation\x18\x05 \x01(\x04R\vincarnation\"i\n" +
 	"\x05Inbox\x12\x14\n" +
 	"\x05owner\x18\x01 \x01(\tR\x05owner\x12\x18\n" +
-	"\anumbers\x18\x02 \x03(\x04R\anumbers\"4\n" +
+	"\anumbers\x18\x02 \x03(\x04R\anumbers\x12\x18\n" +
+	"\asession\x18\x03 \x01(\x04R\asession\x12\x16\n" +
+	"\x06claims\x18\x04 \x01(\x04R\x06claims\"4\n" +
 	"\bInboxRow\x12\x14\n" +
 	"\x05steps\x18\x01 \x03(\x04R\x05steps\x12\x12\n" +
 	"\x04only\x18\x02 \x03(\x04R\x04only\"<\n" +
