@@ -136,11 +136,13 @@ func (c *comeback) begin(say func(*session, []byte) []byte) {
 	}
 }
 
-// leave keeps the session for its client, which has gone and will try again.
+// leave keeps the session for its client, which has gone and will try again. It may have been at another node
+// meanwhile, from which the session was taken only now: what it counts when it comes is nothing that it got here.
 func (c *comeback) leave() {
 	s := c.s
 	s.mu.Lock()
 	c.settle()
+	s.sm.unseen = true
 	kept := !s.over && !s.run.stopping.Load() && s.hibernate()
 	s.mu.Unlock()
 	if !kept && !c.bound.Suspend() {

@@ -2,6 +2,8 @@ package xmpp
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -60,26 +62,50 @@ func TestResumeIsPutOff(t *testing.T) {
 	}
 }
 
-// TestResumedTooLate: what the cluster hands over after the client was put off waits for it here.
+// TestResumedTooLate: what the cluster hands over after the client was put off waits for it here. Meanwhile the client
+// was at another node: what it has got since is not what it is to get here.
 func TestResumedTooLate(t *testing.T) {
 	var f *fixture
-	proceed := make(chan struct{})
+	proceed, late := make(chan struct{}), make(chan *fakeSession, 1)
 	f, id := elsewhere(t, 10*time.Millisecond, func(ctx context.Context, q router.ResumeRequest) (Session, router.Resumed, error) {
 		select {
 		case <-proceed:
 		case <-ctx.Done():
 			return nil, router.Resumed{}, ctx.Err()
 		}
-		return takeOver(f, q)
+		s, at, err := takeOver(f, q)
+		late <- s.(*fakeSession)
+		return s, at, err
 	})
 	first := f.returning("alice")
 	first.send(resumeElement(id, 4))
 	first.expect(`^<stream:error><resource-constraint `)
 	close(proceed)
 	f.until("the session is here", func() bool { return f.srv.Metrics().Hibernated == 1 })
+	s := <-late
+	for n := range uint64(3) {
+		p := stanza.WithInner(stanza.KindMessage, stanza.TypeChat, fmt.Sprint(n), jid.MustParse("bob@example.com/x"), s.full, []byte("<body>hi</body>"))
+		p.Number = n + 1
+		if err := s.sink.Deliver(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	confirmed := func() []uint64 {
+		f.router.mu.Lock()
+		defer f.router.mu.Unlock()
+		return slices.Clone(s.taken)
+	}
 	back := f.returning("alice")
-	back.send(resumeElement(id, 4))
+	back.send(resumeElement(id, 6))
 	back.expect(`^<resumed xmlns='urn:xmpp:sm:3' h='3' previd='` + id + `'/>`)
+	for n := range 3 {
+		back.expect(fmt.Sprintf(`^<message [^>]*id="%d".*?</message>`, n))
+	}
+	if n := confirmed(); len(n) != 0 {
+		t.Errorf("confirmed before they were sent: %d", n)
+	}
+	back.send(`<a xmlns='urn:xmpp:sm:3' h='8'/>`)
+	f.until("two are confirmed", func() bool { return slices.Equal(confirmed(), []uint64{1, 2}) })
 	if m := f.srv.Metrics(); m.Resumed != 1 || m.Hibernated != 0 || m.Sessions != 1 {
 		t.Errorf("metrics %+v", m)
 	}

@@ -32,6 +32,7 @@ type management struct {
 	asking  uint64           // up to which input was asked to be made sure
 	acked   uint32           // stanzas acknowledged by the client, modulo 2^32
 	unacked []*stanza.Packet // sent after those, or to be sent
+	unseen  bool             // the client has got nothing of it here yet, perhaps at another node: acked is not its count
 	asked   bool             // an acknowledgement is due
 	until   time.Time        // while the connection is lost: when the session ends
 }
@@ -176,6 +177,10 @@ func (m *management) sent() uint32 { return m.acked + uint32(len(m.unacked)) }
 // was sent. taken is what the router is to be told of.
 func (s *session) acknowledge(h uint32) (taken []*stanza.Packet, ok bool) {
 	m := s.sm
+	if m.unseen {
+		m.unseen, m.acked = false, h
+		return nil, true
+	}
 	n := int(h - m.acked) // modulo 2^32
 	if n > len(m.unacked) {
 		return nil, false
