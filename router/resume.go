@@ -270,7 +270,7 @@ func (a *Actor) takeUp(req *attachment, got *Recorded) error {
 		return gone("the log says that the session's node is down")
 	}
 	if old := a.r.remote.get(req.id); old != nil && old.actor == a && !old.gone {
-		a.replaceBy(old, got)
+		a.replaceBy(old, req, got)
 	}
 	if a.SessionByResource(got.Resource) != nil {
 		return lapsed{gone("the resource has a newer session"), got.Handled - got.Base}
@@ -295,10 +295,15 @@ func (a *Actor) takeUp(req *attachment, got *Recorded) error {
 // replaceBy lets go of a session whose client has come back by another
 // connection, before the old one was found to be lost. What the actor knows is
 // newer than the record, unless it has seen nothing of another claim between.
-func (a *Actor) replaceBy(old *Attached, got *Recorded) {
+func (a *Actor) replaceBy(old *Attached, req *attachment, got *Recorded) {
 	if old.claims+1 == got.Claims {
 		got.Handled, got.Marks = max(got.Handled, old.lasting), old.marks.m // what only the old connection was told, the client may not know
 		got.Presence, got.Published = old.Presence, old.published
+	}
+	if old.Node == req.node { // that asks again: the answer was lost with the link
+		a.remove(old)
+		old.gone, old.replaced = true, true
+		return
 	}
 	a.outrun(old)
 }

@@ -112,6 +112,35 @@ func TestResumedWhileTheLinkWasCut(t *testing.T) {
 	})
 }
 
+// TestResumedTwice: the answer to a node that resumes a session is lost with the link, and the node asks again.
+func TestResumedTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newRig(t, 3, shelf{Recorded{Record: Record{Key: []byte("key")}, Resource: "phone", Handled: 1, Presence: presence("", 0)}, new(atomic.Uint64)})
+		defer g.close()
+		g.users(1, "alice", "bob")
+		time.Sleep(time.Second)
+		bob := g.online(1, "bob/b")
+		g.net.Cut("n1", "n2")
+		go func() {
+			time.Sleep(time.Second)
+			if g.nodes[1].r.remote.get(99) == nil {
+				t.Error("the home has not heard of it")
+			}
+			g.nodes[2].r.links.Reset(1)
+			g.net.HealAll()
+		}()
+		alice := g.resume(2, 99)
+		time.Sleep(time.Second)
+		bob.message("alice/phone", "1")
+		alice.want("message chat bob/b 1")
+		alice.message("bob/b", "2")
+		bob.want("message chat alice/phone 2")
+		if alice.ended() != "" {
+			t.Errorf("the session ended with %q", alice.ended())
+		}
+	})
+}
+
 // TestResumedUnseen: a home that missed the claim of a session, since another node was the home then, takes the session from where it is now.
 func TestResumedUnseen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
