@@ -173,8 +173,8 @@ type Resumed struct {
 
 // Resume takes over a session that is on record, wherever it was. What its
 // client is not known to have is delivered again. Faults: NotFound if there is no
-// such session; Unavailable if no home can be reached before ctx ends, or somebody else
-// is resuming it here; NoQuorum and others of the log if it cannot be claimed now.
+// such session; Unavailable if no home can be reached before ctx ends, or it is being
+// resumed here, or was here and still takes leave; NoQuorum and others of the log if it cannot be claimed now.
 func (r *Router) Resume(ctx context.Context, q ResumeRequest) (*Session, Resumed, error) {
 	if r.stopping.Load() {
 		return nil, Resumed{}, fault.New(fault.Unavailable, "session.resume", q.User.String(), "the server is stopping")
@@ -186,10 +186,10 @@ func (r *Router) Resume(ctx context.Context, q ResumeRequest) (*Session, Resumed
 	}
 	s.counter, _ = q.Sink.(Counter)
 	if have := r.sessions.addNew(s); have != nil {
-		if have.isEnding() {
+		if have.isEnding() && !have.Moved() {
 			return nil, Resumed{}, fault.New(fault.NotFound, "session.resume", q.User.String(), "the session is being ended")
 		}
-		return nil, Resumed{}, fault.New(fault.Unavailable, "session.resume", q.User.String(), "the session is being resumed")
+		return nil, Resumed{}, fault.New(fault.Unavailable, "session.resume", q.User.String(), "the session is on its way to or from this node")
 	}
 	s.mu.Lock()
 	s.attach()
@@ -262,18 +262,17 @@ func (a *Actor) resume(req *attachment) {
 
 // takeUp attaches a session that was claimed.
 func (a *Actor) takeUp(req *attachment, got *Recorded) error {
-	gone := func(text string) error { return fault.New(fault.NotFound, "session.resume", a.user.String(), text) }
 	if _, where := a.r.locate(a.user); where != here || a.moved {
 		return fault.New(fault.Stale, "session.resume", a.user.String(), "this node is not the user's home")
 	}
-	if req.session == nil && a.r.isOver(req.node, req.incarnation) {
-		return gone("the log says that the session's node is down")
+	if req.session == nil && a.r.isOver(req.node, req.incarnation) { // it asks again when it is itself again
+		return fault.New(fault.Stale, "session.resume", a.user.String(), "the log says that the session's node is down")
 	}
 	if old := a.r.remote.get(req.id); old != nil && old.actor == a && !old.gone {
 		a.replaceBy(old, req, got)
 	}
 	if a.SessionByResource(got.Resource) != nil {
-		return lapsed{gone("the resource has a newer session"), got.Handled - got.Base}
+		return lapsed{fault.New(fault.NotFound, "session.resume", a.user.String(), "the resource has a newer session"), got.Handled - got.Base}
 	}
 	req.reattached, req.done, req.offered, req.age = true, got.Handled, got.Offered, hot.RecentFor
 	req.presence, req.published, req.marks = got.Presence, got.Published, got.Marks

@@ -54,11 +54,13 @@ func TestOneResumesAtATime(t *testing.T) {
 		time.Sleep(time.Second)
 		r := g.nodes[1].r
 		resuming, ending := &Session{r: r, id: 7, user: addr("alice")}, &Session{r: r, id: 8, user: addr("alice"), ending: &unbinding{}}
-		r.sessions.add(resuming)
-		r.sessions.add(ending)
-		defer r.sessions.remove(resuming)
-		defer r.sessions.remove(ending)
-		for id, want := range map[uint64]fault.Code{7: fault.Unavailable, 8: fault.NotFound} {
+		moved := &Session{r: r, id: 9, user: addr("alice"), ending: &unbinding{}} // its home was not reached yet
+		moved.moved.Store(true)
+		for _, s := range []*Session{resuming, ending, moved} {
+			r.sessions.add(s)
+			defer r.sessions.remove(s)
+		}
+		for id, want := range map[uint64]fault.Code{7: fault.Unavailable, 8: fault.NotFound, 9: fault.Unavailable} {
 			if _, _, err := r.Resume(context.Background(), ResumeRequest{User: addr("alice"), ID: id, Sink: &client{g: g}}); !fault.Is(err, want) {
 				t.Errorf("session %d: %v", id, err)
 			}
