@@ -152,6 +152,16 @@ func (h *Host) Node() *node.Node {
 	return nil
 }
 
+// leads reports whether the node leads the control log. One that is starting has none yet.
+func (h *Host) leads() bool {
+	n := h.Node()
+	if n == nil {
+		return false
+	}
+	g := n.Group()
+	return g != nil && g.IsLeader()
+}
+
 // Ready reports whether the node serves clients.
 func (h *Host) Ready() bool {
 	n := h.Node()

@@ -223,7 +223,7 @@ func (c *Cluster) allReady() bool { return len(c.Ready()) == len(c.Hosts()) }
 // Leader returns the host that leads the control log; nil if there is none.
 func (c *Cluster) Leader() *Host {
 	for _, h := range c.Running() {
-		if n := h.Node(); n != nil && n.Group().IsLeader() {
+		if h.leads() {
 			return h
 		}
 	}

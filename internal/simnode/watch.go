@@ -101,7 +101,7 @@ func (c *Cluster) quorum() (need, have bool) {
 		}
 		need = true
 		for _, h := range members {
-			if n := h.Node(); n != nil && n.Group().IsLeader() {
+			if h.leads() {
 				return true, true
 			}
 		}
