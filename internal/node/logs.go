@@ -33,9 +33,15 @@ const messageVoters = 3
 
 // messageCache is the block cache of the message log's state, in bytes, with
 // Pebble's memtables in it as with stateCache. A page of history is some 20 KiB
-// in a handful of blocks: 32 MiB keep the newest pages of about a thousand
-// conversations, and the filter and index blocks of some gigabytes of older ones.
-const messageCache = 32 << 20
+// in a handful of blocks: 32 MiB beside a memtable keep the newest pages of about a
+// thousand conversations, and the filter and index blocks of some gigabytes of older ones.
+const messageCache = messageTable + 32<<20
+
+// messageTable is the size of a memtable of the message log's state, in bytes. Rows of
+// a message go to all parts of the archives, so that each table makes Pebble write
+// most of the tables of the next level anew: four times as much at once costs a
+// message a fifth less CPU than the usual 4 MiB.
+const messageTable = 16 << 20
 
 // The message log is bounded by bytes: its records hold one message or a batch
 // of them. What a loss of power may take from the state is applied again from
@@ -105,7 +111,8 @@ func (p *progress) facts(m *fsm.Machine) monitor.LogFacts {
 // openMessageState opens the state of the message log.
 func (n *Node) openMessageState() (err error) {
 	fs, data := n.o.FS, n.o.Config.Data
-	n.messageState, err = store.Open(replication.StateDir(data, replication.MessageLog), store.Options{FS: fs, Logger: n.logger, CacheBytes: messageCache, Fatal: n.storeFailed})
+	n.messageState, err = store.Open(replication.StateDir(data, replication.MessageLog), store.Options{
+		FS: fs, Logger: n.logger, CacheBytes: messageCache, MemTable: messageTable, Fatal: n.storeFailed})
 	if err != nil {
 		return err
 	}

@@ -29,7 +29,8 @@ import (
 // Sizes that keep an idle store small; a node has two or three of them.
 const (
 	DefaultCache = 8 << 20 // bytes of block cache if Options names none
-	memTable     = 4 << 20 // bytes of one memtable; two may exist while one is flushed
+	memTable     = 4 << 20 // bytes of one memtable if Options names none; two may exist while one is flushed
+	blockBytes   = 8 << 10 // of a table: larger ones cost less to write and more to read a row from
 	maxOpenFiles = 256     // table files kept open
 	filterBits   = 10      // Bloom filter bits for each key: one read in a hundred is wasted
 )
@@ -40,6 +41,7 @@ const markerName = "generation" // names the subdirectory that is in force
 type Options struct {
 	FS         vfs.FS       // nil: the disk
 	CacheBytes int64        // block cache; 0: DefaultCache
+	MemTable   uint64       // bytes gathered in memory for one table: more is less to compact; it grows to that under load. 0: 4 MiB
 	ReadOnly   bool         // refuse writes; the directory is left as it is
 	Logger     *slog.Logger // nil: errors only go to the default logger
 
@@ -69,6 +71,9 @@ func Open(dir string, opts Options) (*DB, error) {
 	}
 	if opts.CacheBytes == 0 {
 		opts.CacheBytes = DefaultCache
+	}
+	if opts.MemTable == 0 {
+		opts.MemTable = memTable
 	}
 	if opts.Logger == nil {
 		opts.Logger = slog.Default()
@@ -153,10 +158,11 @@ func (d *DB) openAt(path string) (g *generation, err error) {
 	defer cache.Unref()
 	po := &pebble.Options{
 		FS: d.opts.FS, Cache: cache, ReadOnly: d.opts.ReadOnly, Logger: d.quiet(), EventListener: d.listener(path),
-		MemTableSize: memTable, MaxOpenFiles: maxOpenFiles,
+		MemTableSize: d.opts.MemTable, MaxOpenFiles: maxOpenFiles,
 		FormatMajorVersion: pebble.FormatNewest,
 	}
 	for i := range po.Levels {
+		po.Levels[i].BlockSize = blockBytes
 		po.Levels[i].FilterPolicy = bloom.FilterPolicy(filterBits) // most reads before a write find nothing
 	}
 	po.ApplyCompressionSettings(func() pebble.DBCompressionSettings { return pebble.DBCompressionFastest })
