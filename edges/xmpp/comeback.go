@@ -113,6 +113,7 @@ func (c *comeback) settle() {
 	c.st.run.srv.counters.sessions.Add(1)
 	s.bound, s.full = c.bound, c.bound.JID()
 	s.given, s.done, s.lasting, s.sm.base = c.at.Handled, max(s.done, c.at.Handled), max(s.lasting, c.at.Handled), c.at.Base
+	s.sm.unseen = true
 	s.run.resumable.add(s)
 }
 
@@ -125,10 +126,7 @@ func (c *comeback) begin(say func(*session, []byte) []byte) {
 	defer s.mu.Unlock()
 	c.settle()
 	s.st = st
-	s.pending = append(make([]item, 0, 1+len(s.sm.unacked)), item{raw: say(s, s.resumedElement())})
-	for _, p := range s.sm.unacked {
-		s.pending = append(s.pending, item{p: p})
-	}
+	s.welcome(st, say)
 	early, text := s.cond, s.text
 	s.kick()
 	if early != "" {
@@ -136,13 +134,11 @@ func (c *comeback) begin(say func(*session, []byte) []byte) {
 	}
 }
 
-// leave keeps the session for its client, which has gone and will try again. It may have been at another node
-// meanwhile, from which the session was taken only now: what it counts when it comes is nothing that it got here.
+// leave keeps the session for its client, which has gone and will try again.
 func (c *comeback) leave() {
 	s := c.s
 	s.mu.Lock()
 	c.settle()
-	s.sm.unseen = true
 	kept := !s.over && !s.run.stopping.Load() && s.hibernate()
 	s.mu.Unlock()
 	if !kept && !c.bound.Suspend() {

@@ -90,24 +90,63 @@ func TestResumedTooLate(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	confirmed := func() []uint64 {
-		f.router.mu.Lock()
-		defer f.router.mu.Unlock()
-		return slices.Clone(s.taken)
-	}
 	back := f.returning("alice")
 	back.send(resumeElement(id, 6))
 	back.expect(`^<resumed xmlns='urn:xmpp:sm:3' h='3' previd='` + id + `'/>`)
 	for n := range 3 {
 		back.expect(fmt.Sprintf(`^<message [^>]*id="%d".*?</message>`, n))
 	}
-	if n := confirmed(); len(n) != 0 {
+	if n := s.confirmed(); len(n) != 0 {
 		t.Errorf("confirmed before they were sent: %d", n)
 	}
 	back.send(`<a xmlns='urn:xmpp:sm:3' h='8'/>`)
-	f.until("two are confirmed", func() bool { return slices.Equal(confirmed(), []uint64{1, 2}) })
+	f.until("two are confirmed", func() bool { return slices.Equal(s.confirmed(), []uint64{1, 2}) })
 	if m := f.srv.Metrics(); m.Resumed != 1 || m.Hibernated != 0 || m.Sessions != 1 {
 		t.Errorf("metrics %+v", m)
+	}
+}
+
+// TestResumedUnseen: a client that lost the connection before it knew that it has its session here counts from elsewhere
+// when it comes back; one that knew counts from here.
+func TestResumedUnseen(t *testing.T) {
+	for name, knows := range map[string]bool{"lost before it knew": false, "lost after it knew": true} {
+		t.Run(name, func(t *testing.T) {
+			var f *fixture
+			var s *fakeSession
+			f, id := elsewhere(t, testPatience, func(_ context.Context, q router.ResumeRequest) (Session, router.Resumed, error) {
+				got, at, err := takeOver(f, q)
+				s = got.(*fakeSession)
+				for n := range uint64(3) {
+					p := stanza.WithInner(stanza.KindMessage, stanza.TypeChat, fmt.Sprint(n), jid.MustParse("bob@example.com/x"), s.full, []byte("<body>hi</body>"))
+					p.Number = n + 1
+					if err := q.Sink.Deliver(p); err != nil {
+						t.Error(err)
+					}
+				}
+				return got, at, err
+			})
+			c := f.returning("alice")
+			c.send(resumeElement(id, 4))
+			c.expect(`^<resumed .*id="2".*<r xmlns='urn:xmpp:sm:3'/>`)
+			if knows {
+				c.send(`<a xmlns='urn:xmpp:sm:3' h='5'/>`)
+				f.until("one is confirmed", func() bool { return len(s.confirmed()) == 1 })
+			}
+			f.drop(c)
+			back := f.returning("alice")
+			back.send(resumeElement(id, 6))
+			if knows {
+				back.expect(`^<resumed [^>]*><message [^>]*id="2".*</message>`)
+				f.until("two are confirmed", func() bool { return len(s.confirmed()) == 2 })
+				return
+			}
+			back.expect(`^<resumed [^>]*><message [^>]*id="0".*id="1".*id="2".*<r xmlns='urn:xmpp:sm:3'/>`)
+			if n := s.confirmed(); len(n) > 0 {
+				t.Errorf("confirmed: %d", n)
+			}
+			back.send(`<a xmlns='urn:xmpp:sm:3' h='9'/>`)
+			f.until("all are confirmed", func() bool { return len(s.confirmed()) == 3 })
+		})
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -167,6 +168,13 @@ func (s *fakeSession) Taken(ps []*stanza.Packet) {
 	for _, p := range ps {
 		s.taken = append(s.taken, p.Number)
 	}
+}
+
+// confirmed returns the kept messages that the client has.
+func (s *fakeSession) confirmed() []uint64 {
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	return slices.Clone(s.taken)
 }
 
 func (s *fakeSession) take(_ context.Context, p *stanza.Packet) error {

@@ -32,7 +32,7 @@ type management struct {
 	asking  uint64           // up to which input was asked to be made sure
 	acked   uint32           // stanzas acknowledged by the client, modulo 2^32
 	unacked []*stanza.Packet // sent after those, or to be sent
-	unseen  bool             // the client has got nothing of it here yet, perhaps at another node: acked is not its count
+	unseen  bool             // it came from another node, and the client has acknowledged nothing here: it may not know that, and be at a third one
 	asked   bool             // an acknowledgement is due
 	until   time.Time        // while the connection is lost: when the session ends
 }
@@ -177,14 +177,11 @@ func (m *management) sent() uint32 { return m.acked + uint32(len(m.unacked)) }
 // was sent. taken is what the router is to be told of.
 func (s *session) acknowledge(h uint32) (taken []*stanza.Packet, ok bool) {
 	m := s.sm
-	if m.unseen {
-		m.unseen, m.acked = false, h
-		return nil, true
-	}
 	n := int(h - m.acked) // modulo 2^32
 	if n > len(m.unacked) {
 		return nil, false
 	}
+	m.unseen = false
 	for _, p := range m.unacked[:n] {
 		s.bytes -= p.Size()
 		if counts(p) {
@@ -395,8 +392,10 @@ func (s *session) takeOver(st *stream, h uint32, say func(*session, []byte) []by
 	if s.over {
 		return nil, 0, nil, resumeGone
 	}
-	taken, ok := s.acknowledge(h)
-	if !ok {
+	ok := true
+	if s.sm.unseen {
+		s.sm.acked, s.sm.asked = h, false // what is more than when it asked first, it may have got elsewhere
+	} else if taken, ok = s.acknowledge(h); !ok {
 		return nil, s.sm.sent(), nil, resumeTooHigh
 	}
 	if !s.sm.until.IsZero() {
@@ -407,14 +406,22 @@ func (s *session) takeOver(st *stream, h uint32, say func(*session, []byte) []by
 	old, s.st = s.st, st
 	st.live(s)
 	s.quiet = false // XEP-0352 section 5.1: a resumed session begins active
-	s.pending = append(make([]item, 0, 1+len(s.sm.unacked)+len(s.held)), item{raw: say(s, s.resumedElement())})
-	for _, p := range s.sm.unacked {
-		s.pending = append(s.pending, item{p: p})
-	}
+	s.welcome(st, say)
 	s.releaseHeld()
 	s.run.srv.counters.resumed.Add(1) // before the client knows
 	s.kick()
 	return old, 0, taken, resumed
+}
+
+// welcome queues what a client gets first when its session goes on: say's answer, and what it has not acknowledged. s.mu is held.
+func (s *session) welcome(st *stream, say func(*session, []byte) []byte) {
+	s.pending = append(make([]item, 0, 2+len(s.sm.unacked)+len(s.held)), item{raw: say(s, s.resumedElement())})
+	for _, p := range s.sm.unacked {
+		s.pending = append(s.pending, item{p: p})
+	}
+	if s.sm.unseen {
+		s.pending = append(s.pending, item{raw: s.sm.ask(st)})
+	}
 }
 
 func (s *session) resumedElement() []byte {
