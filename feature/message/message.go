@@ -13,6 +13,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"slices"
 	"time"
 
 	"muster/feature/message/state"
@@ -215,9 +216,25 @@ func (f *Feature) arrived(ch fsm.Change) {
 		if p == nil {
 			p, _ = stanza.ParsePacket(m.XML) // it was valid when it was taken
 		}
-		if p != nil {
+		if p != nil && !outOfTurn(c, &m, p.To) {
 			c.ReceiveStored(ofArchive(p, &m, c.User()), router.Token{Session: m.Session, Input: m.Input})
 		}
+	})
+}
+
+// outOfTurn reports whether a message is addressed to a client that is not available yet, while earlier ones of the same
+// sender wait for a client: it waits with them, since messages of one sender to one user come in order (RFC 6120 section 10.1).
+func outOfTurn(c *router.Ctx, m *state.Message, to jid.JID) bool {
+	if to.Resource == "" {
+		return false
+	}
+	at := c.SessionByResource(to.Resource)
+	if at == nil || at.Available() || slices.ContainsFunc(c.Sessions(), (*router.Attached).Able) {
+		return false
+	}
+	return slices.ContainsFunc(state.Inbox(c.Messages(), c.User().String()), func(n uint64) bool {
+		earlier, ok := state.ByNumber(c.Messages(), n)
+		return ok && n < m.Number && !at.Holds(n) && earlier.From == m.From
 	})
 }
 
