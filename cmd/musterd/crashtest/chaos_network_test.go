@@ -4,7 +4,13 @@ package crashtest
 
 import (
 	"math/rand/v2"
+	"net"
+	"net/http"
+	"slices"
 	"time"
+
+	"muster/edges/http/adminapi"
+	"muster/monitor"
 )
 
 // cutTime is how long a partition lasts.
@@ -125,4 +131,66 @@ func killInBadWeather(c *trial) {
 	n.awaitReady(readyTime)
 	c.links.setAll(weather{})
 	c.converge()
+}
+
+// publisherPatience is how long the publisher's services wait for a log here.
+const publisherPatience = 20 * time.Second
+
+// neverSynced starts a node that hears no other: its services wait, with an alarm, and it takes no clients. The publisher's
+// wait no longer than publisherPatience; it takes no change then. All of it ends by itself when the node hears the others.
+func neverSynced(publisher bool) func(*trial) {
+	return func(c *trial) {
+		n := c.removable()
+		if publisher {
+			n = c.nodes[0]
+			c.others(n)[0].set("monitor.publisher_timeout", publisherPatience.String())
+			time.Sleep(time.Second) // until it knows
+		}
+		c.during(n, func() {
+			n.stop() // in order: so that it knows the setting
+			for _, m := range c.others(n) {
+				c.links.set(n, m, weather{cut: true})
+			}
+			n.start()
+			c.awaitAlarm(n, monitor.AlarmWaiting, true, monitor.DelayAlarm+5*time.Second)
+			if ok, _, reason := n.ready(); ok || reason == "" {
+				c.t.Errorf("%s is ready, or does not say why not: %q", n.name, reason)
+			}
+			if conn, err := net.DialTimeout("tcp", n.tlsAddr, time.Second); err == nil {
+				conn.Close()
+				c.t.Errorf("%s takes clients", n.name)
+			}
+			if publisher {
+				c.awaitAlarm(n, monitor.AlarmTimeout, true, publisherPatience)
+				if !eventually(5*time.Second, 100*time.Millisecond, func() bool { ok, _, _ := n.ready(); return ok }) {
+					c.t.Errorf("%s does not start its services", n.name)
+				}
+			}
+			change := adminapi.SettingChange{Value: "1m"}
+			if err := n.call(commandTime, http.MethodPut, "/settings/monitor.publisher_timeout", change, nil); err == nil {
+				c.t.Errorf("%s takes a change", n.name)
+			}
+			c.links.setAll(weather{})
+		})
+		c.converge()
+		c.awaitAlarm(n, monitor.AlarmWaiting, false, 10*time.Second)
+		c.awaitAlarm(n, monitor.AlarmTimeout, false, 10*time.Second)
+		if publisher {
+			n.set("monitor.publisher_timeout", "5m")
+		}
+	}
+}
+
+// awaitAlarm waits until a node has an alarm, or has it no more.
+func (c *trial) awaitAlarm(n *node, name string, want bool, limit time.Duration) {
+	begun := time.Now()
+	if !eventually(limit, 100*time.Millisecond, func() bool {
+		var got adminapi.Alarms
+		err := n.call(2*time.Second, http.MethodGet, "/alarms", nil, &got)
+		return err == nil && want == slices.ContainsFunc(got.Active, func(a monitor.Alarm) bool { return a.Name == name })
+	}) {
+		c.t.Errorf("%s: alarm %s should be %v, and is not after %v", n.name, name, want, limit)
+	} else if want {
+		c.remark("%s after %.0f s", name, time.Since(begun).Seconds())
+	}
 }

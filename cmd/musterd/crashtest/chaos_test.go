@@ -57,6 +57,8 @@ var matrix = []chaos{
 	{id: "F22", name: "backup, restored elsewhere", strike: backupAndRestore},
 	{id: "F30", name: "300 more clients of a killed node", prepare: gather, strike: killHerded, home: true},
 	{id: "F31", name: "no file descriptors left, 10 s", strike: starve},
+	{id: "F32", name: "a node starts and hears no other", stage: onLinks, strike: neverSynced(false)},
+	{id: "F32", name: "the publisher starts and hears no other", stage: onLinks, strike: neverSynced(true)},
 	{id: "F33", name: "leader killed, slow lossy links, then SIGSTOP of another", stage: onLinks, strike: killInBadWeather},
 }
 
