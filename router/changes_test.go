@@ -58,10 +58,7 @@ func TestStartUnseen(t *testing.T) {
 		}
 		alice.take()
 		g.down(2)
-		n1.dead.Store(true) // a snapshot names no changes
-		n1.catchUp()
-		n1.dead.Store(false)
-		n1.r.Reload()
+		n1.catchUpUnheard()
 		alice.want("presence unavailable bob/b ")
 	})
 }

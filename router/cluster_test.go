@@ -458,11 +458,7 @@ func TestMovedAndBackUnseen(t *testing.T) {
 		g.must(cluster.AssignEntry([]string{"alice@" + testDomain}, 1))
 		synctest.Wait()
 		alice.message("bob", "1")
-		n3.deaf.Store(false)
-		n3.dead.Store(true) // so that the router hears nothing of the single entries
-		n3.catchUp()
-		n3.dead.Store(false)
-		n3.r.Reload()
+		n3.catchUpUnheard()
 		time.Sleep(time.Second)
 		bob.message("alice", "2")
 		alice.want("message chat bob/b 2")

@@ -80,15 +80,21 @@ func (g *rig) resume(node uint32, session uint64) *client {
 	return c
 }
 
-// TestResumedWhileTheLinkWasCut: a session that was resumed at another node, while its old node could not hear of
-// it, stays there when that node is heard again; the old node lets go of it, and may have it back.
-func TestResumedWhileTheLinkWasCut(t *testing.T) {
+// withRecord runs fn on three nodes. A session of alice is on record, and her home is node 1; bob is online there.
+func withRecord(t *testing.T, fn func(g *rig, bob *client)) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newRig(t, 3, shelf{Recorded{Record: Record{Key: []byte("key")}, Resource: "phone", Handled: 1, Presence: presence("", 0)}, new(atomic.Uint64)})
 		defer g.close()
 		g.users(1, "alice", "bob")
 		time.Sleep(time.Second)
-		bob := g.online(1, "bob/b")
+		fn(g, g.online(1, "bob/b"))
+	})
+}
+
+// TestResumedWhileTheLinkWasCut: a session that was resumed at another node, while its old node could not hear of
+// it, stays there when that node is heard again; the old node lets go of it, and may have it back.
+func TestResumedWhileTheLinkWasCut(t *testing.T) {
+	withRecord(t, func(g *rig, bob *client) {
 		first := g.resume(2, 99)
 		g.net.Cut("n1", "n2")
 		g.net.Cut("n2", "n1")
@@ -116,12 +122,7 @@ func TestResumedWhileTheLinkWasCut(t *testing.T) {
 
 // TestResumedTwice: the answer to a node that resumes a session is lost with the link, and the node asks again.
 func TestResumedTwice(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := newRig(t, 3, shelf{Recorded{Record: Record{Key: []byte("key")}, Resource: "phone", Handled: 1, Presence: presence("", 0)}, new(atomic.Uint64)})
-		defer g.close()
-		g.users(1, "alice", "bob")
-		time.Sleep(time.Second)
-		bob := g.online(1, "bob/b")
+	withRecord(t, func(g *rig, bob *client) {
 		g.net.Cut("n1", "n2")
 		go func() {
 			time.Sleep(time.Second)
@@ -145,12 +146,7 @@ func TestResumedTwice(t *testing.T) {
 
 // TestResumedUnseen: a home that missed the claim of a session, since another node was the home then, takes the session from where it is now.
 func TestResumedUnseen(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := newRig(t, 3, shelf{Recorded{Record: Record{Key: []byte("key")}, Resource: "phone", Handled: 1, Presence: presence("", 0)}, new(atomic.Uint64)})
-		defer g.close()
-		g.users(1, "alice", "bob")
-		time.Sleep(time.Second)
-		bob := g.online(1, "bob/b")
+	withRecord(t, func(g *rig, bob *client) {
 		first := g.resume(2, 99)
 		n1 := g.nodes[1]
 		n1.deaf.Store(true)
@@ -159,11 +155,7 @@ func TestResumedUnseen(t *testing.T) {
 		second := g.resume(3, 99)
 		g.must(cluster.AssignEntry([]string{"alice@" + testDomain}, 1))
 		synctest.Wait()
-		n1.deaf.Store(false)
-		n1.dead.Store(true) // so that the router hears nothing of the single entries
-		n1.catchUp()
-		n1.dead.Store(false)
-		n1.r.Reload()
+		n1.catchUpUnheard()
 		time.Sleep(time.Second)
 		second.message("bob/b", "1")
 		bob.want("message chat alice/phone 1")

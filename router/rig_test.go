@@ -127,6 +127,15 @@ func (n *testNode) catchUp() {
 	}
 }
 
+// catchUpUnheard lets a deaf node catch up as by a snapshot: its router hears of the outcome, and of no single entry.
+func (n *testNode) catchUpUnheard() {
+	n.deaf.Store(false)
+	n.dead.Store(true)
+	n.catchUp()
+	n.dead.Store(false)
+	n.r.Reload()
+}
+
 // apply writes entries as one record and applies it on every node that hears.
 func (g *rig) apply(entries ...*log.Entry) []fsm.Result {
 	for _, e := range entries {
