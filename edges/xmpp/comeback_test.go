@@ -171,6 +171,31 @@ func TestResumeSaysWhatWasHandled(t *testing.T) {
 	}
 }
 
+// TestMovedWhileItIsTakenOver: a session that turns out to be at another node while its client resumes it here is asked for there.
+func TestMovedWhileItIsTakenOver(t *testing.T) {
+	f := start(t)
+	f.router.resume = func(_ context.Context, q router.ResumeRequest) (Session, router.Resumed, error) {
+		return takeOver(f, q)
+	}
+	c, id := f.managed("alice", "desk")
+	s := f.router.session(c.full)
+	busy, proceed := make(chan struct{}), make(chan struct{})
+	f.router.receive = func(*fakeSession, *stanza.Packet) error {
+		close(busy)
+		<-proceed
+		return fault.New(fault.Gone, "fake.receive", "", "")
+	}
+	c.send(`<message to='bob@example.com/x'><body>1</body></message>`)
+	<-busy
+	back := f.returning("alice")
+	back.send(resumeElement(id, 0))
+	time.Sleep(50 * time.Millisecond) // it waits for what the router is being given
+	s.moved = true
+	s.sink.End(stanza.StreamConflict, "the session was resumed elsewhere")
+	close(proceed)
+	back.expect(`^<resumed xmlns='urn:xmpp:sm:3' h='3' previd='` + id + `'/>`)
+}
+
 // TestComesBackToANodeThatItLeft: of a session that was resumed elsewhere only the cluster knows what became of it.
 func TestComesBackToANodeThatItLeft(t *testing.T) {
 	f := start(t)

@@ -316,40 +316,40 @@ func (st *stream) resume(q resumption, say func(s *session, resumed []byte) []by
 	}
 	st.yield()
 	s, stale := st.run.findSession(q.previd, st.user)
-	if s == nil && stale == nil {
-		stale, err = st.resumeRecorded(q.previd, uint32(h), say)
+	if s != nil && st.resumeHere(s, uint32(h), say) {
+		return nil
 	}
-	switch {
-	case s == nil && stale == nil && err == nil:
-		return nil
-	case s == nil:
-		st.run.srv.counters.resumeFailed.Add(1)
-		return managementFailed("item-not-found", stale)
-	case !lockWithin(&s.input, takeOverWait):
+	if stale == nil {
+		if stale, err = st.resumeRecorded(q.previd, uint32(h), say); stale == nil && err == nil {
+			return nil
+		}
+	}
+	st.run.srv.counters.resumeFailed.Add(1)
+	return managementFailed("item-not-found", stale)
+}
+
+// resumeHere takes over a session of this node; false if that is over here, as when it has just been resumed at another node.
+func (st *stream) resumeHere(s *session, h uint32, say func(*session, []byte) []byte) bool {
+	if !lockWithin(&s.input, takeOverWait) {
 		st.notNow()
-		return nil
+		return true
 	}
 	defer s.input.Unlock()
 	if !s.drain() {
 		st.notNow()
-		return nil
+		return true
 	}
-	old, sent, taken, outcome := s.takeOver(st, uint32(h), say)
+	old, sent, taken, outcome := s.takeOver(st, h, say)
 	if len(taken) > 0 {
 		s.bound.Taken(taken)
 	}
-	switch outcome {
-	case resumeGone:
-		st.run.srv.counters.resumeFailed.Add(1)
-		return managementFailed("item-not-found", nil)
-	case resumeTooHigh:
-		st.end(stanza.StreamUndefinedCondition, "you acknowledged more than was sent", countTooHigh(uint32(h), sent))
-	case resumed:
-		if old != nil {
-			old.end(stanza.StreamConflict, "the session was resumed elsewhere", nil)
-		}
+	switch {
+	case outcome == resumeTooHigh:
+		st.end(stanza.StreamUndefinedCondition, "you acknowledged more than was sent", countTooHigh(h, sent))
+	case outcome == resumed && old != nil:
+		old.end(stanza.StreamConflict, "the session was resumed elsewhere", nil)
 	}
-	return nil
+	return outcome != resumeGone
 }
 
 // drain waits until all that the client sent may be acknowledged, so that it need not send it again; false if that takes too long. s.input is held.
