@@ -225,12 +225,11 @@ func (g *Group) start() error {
 	g.trans = newHeardTransport(g.opened, raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: g.layer, MaxPool: maxPool, Timeout: g.cfg.Timing.RPC, Logger: rc.Logger, MsgpackUseNewTimeFormat: true,
 		MaxRPCsInFlight: noPipeline}))
-	running := &atomic.Pointer[raft.Raft]{}
-	if g.raft, err = raft.NewRaft(rc, adapter{g}, cached, g.log, g.snaps, voteTransport{g.trans, running, rc.LocalID}); err != nil {
+	if g.raft, err = raft.NewRaft(rc, adapter{g}, cached, g.log, g.snaps, voteTransport{g.trans, rc.LocalID}); err != nil {
 		_ = g.trans.Close()
 		return &fault.Error{Code: fault.Internal, Op: "replication.open", Subject: g.cfg.Name, Text: "the log cannot be started", Err: err}
 	}
-	running.Store(g.raft)
+	g.trans.raft.Store(g.raft)
 	g.rpc = newRPCPeers(g.cfg.Mesh, "rpc/"+g.cfg.Name)
 	g.rpc.handle("propose", g.servePropose)
 	g.rpc.handle("read-index", func(ctx context.Context, _ uint32, _ []byte) ([]byte, error) {

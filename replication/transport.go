@@ -3,8 +3,10 @@ package replication
 import (
 	"context"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -33,12 +35,18 @@ func nodeOf[S ~string](id S) uint32 {
 // is short, the library (v1.7.3) tells them the commit index, whether they have
 // it or not. What a follower took a moment ago word for word it is not sent
 // again; its last answer stands. Heartbeats, and all that is new, do go out.
+//
+// And it waits for a follower that cannot be reached: the library tries again
+// after a time that doubles up to ten seconds, with no event that would end it. Its
+// heartbeats go out at least twice in a heartbeat timeout, and one that arrives ends the wait.
 type heardTransport struct {
 	*raft.NetworkTransport
 	opened time.Time
+	raft   *atomic.Pointer[raft.Raft] // nil until it runs
 
 	mu    sync.Mutex
 	heard map[uint32]time.Duration // since opened, when the request was sent that the follower took
+	beats map[uint32]chan struct{} // closed when the next heartbeat arrives there
 	take  func(raft.RPC)           // the library's handler of heartbeats
 	told  map[uint32]told
 }
@@ -58,7 +66,8 @@ type position struct{ term, last, lastTerm, commit uint64 }
 const retell = 100 * time.Millisecond
 
 func newHeardTransport(opened time.Time, t *raft.NetworkTransport) *heardTransport {
-	return &heardTransport{NetworkTransport: t, opened: opened, heard: map[uint32]time.Duration{}, told: map[uint32]told{}}
+	return &heardTransport{NetworkTransport: t, opened: opened, raft: &atomic.Pointer[raft.Raft]{},
+		heard: map[uint32]time.Duration{}, beats: map[uint32]chan struct{}{}, told: map[uint32]told{}}
 }
 
 // SetHeartbeatHandler implements raft.Transport.
@@ -73,13 +82,24 @@ func (t *heardTransport) SetHeartbeatHandler(take func(raft.RPC)) {
 func (t *heardTransport) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
 	node, sent := nodeOf(id), time.Since(t.opened)
 	what := position{req.Term, req.PrevLogEntry, req.PrevLogTerm, req.LeaderCommitIndex}
-	idle := len(req.Entries) == 0 && what.last > 0 // a heartbeat names no entry
+	heartbeat := len(req.Entries) == 0 && what.last == 0 // it names no entry
+	idle := len(req.Entries) == 0 && !heartbeat
 	if idle && t.knows(node, what, sent, resp) {
 		return nil
 	}
 	err := t.NetworkTransport.AppendEntries(id, target, req, resp)
+	if err != nil && !heartbeat && t.awaitBeat(id, req.Term) {
+		sent = time.Since(t.opened)
+		err = t.NetworkTransport.AppendEntries(id, target, req, resp)
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if heartbeat && err == nil {
+		if beat := t.beats[node]; beat != nil {
+			close(beat)
+			delete(t.beats, node)
+		}
+	}
 	switch {
 	case err != nil || !resp.Success:
 		delete(t.told, node)
@@ -89,6 +109,34 @@ func (t *heardTransport) AppendEntries(id raft.ServerID, target raft.ServerAddre
 	}
 	t.heard[node] = sent
 	return nil
+}
+
+// beatPoll is how often a wait for a heartbeat looks whether there is still cause for it.
+const beatPoll = 100 * time.Millisecond
+
+// awaitBeat waits until a heartbeat arrives at a follower; false if this node does not lead in that term any more, or the follower is no member.
+func (t *heardTransport) awaitBeat(id raft.ServerID, term uint64) bool {
+	node := nodeOf(id)
+	t.mu.Lock()
+	beat := t.beats[node]
+	if beat == nil {
+		beat = make(chan struct{})
+		t.beats[node] = beat
+	}
+	t.mu.Unlock()
+	poll := time.NewTicker(beatPoll)
+	defer poll.Stop()
+	for r := t.raft.Load(); r != nil && r.State() == raft.Leader && r.CurrentTerm() == term; {
+		if !slices.ContainsFunc(r.GetConfiguration().Configuration().Servers, func(s raft.Server) bool { return s.ID == id }) {
+			return false
+		}
+		select {
+		case <-beat:
+			return true
+		case <-poll.C:
+		}
+	}
+	return false
 }
 
 // knows reports whether a follower took the same a moment ago, and gives its answer of then.

@@ -2,6 +2,7 @@ package replication
 
 import (
 	"context"
+	"strconv"
 	"testing"
 	"time"
 
@@ -81,4 +82,36 @@ func TestIdleLogIsQuiet(t *testing.T) {
 			return c.nodes[1].get("a") == "1" && c.nodes[2].get("a") == "1" && c.nodes[3].get("a") == "1"
 		})
 	})
+}
+
+// TestBackAfterLong: a follower that could not be reached for long is sent what it missed as soon as it can be.
+func TestBackAfterLong(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		cut    bool // else it is down
+		timing Timing
+	}{{"cut off", true, Timing{}}, {"down", false, Timing{}}, {"behind a snapshot", true, often}} {
+		t.Run(tc.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				c := newCluster(t, 3, tc.timing)
+				lead := c.settle(3)
+				away := c.follower()
+				if tc.cut {
+					c.isolate(away.id, true)
+				} else {
+					away.crash()
+				}
+				for i := range 60 {
+					lead.must("a", strconv.Itoa(i))
+					time.Sleep(time.Second)
+				}
+				if tc.cut {
+					c.isolate(away.id, false)
+				} else {
+					away.start()
+				}
+				c.until("it has all", time.Second, func() bool { return away.get("a") == "59" })
+			})
+		})
+	}
 }

@@ -2,7 +2,6 @@ package replication
 
 import (
 	"math/rand/v2"
-	"sync/atomic"
 
 	"github.com/hashicorp/raft"
 )
@@ -19,7 +18,6 @@ import (
 // removed from the cluster cannot connect at all.
 type voteTransport struct {
 	*heardTransport
-	raft *atomic.Pointer[raft.Raft] // nil until it runs
 	self raft.ServerID
 }
 

@@ -3,7 +3,6 @@ package replication
 import (
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -100,9 +99,7 @@ func TestLateRequestOfALeader(t *testing.T) {
 		c := newCluster(t, 3, Timing{})
 		lead := c.settle(3)
 		term := lead.raft.CurrentTerm()
-		running := &atomic.Pointer[raft.Raft]{}
-		running.Store(lead.raft)
-		voteTransport{lead.trans, running, serverID(lead.id)}.renounce()
+		voteTransport{lead.trans, serverID(lead.id)}.renounce()
 		lead.must("a", "1")
 		if !lead.Group.IsLeader() || lead.raft.CurrentTerm() != term {
 			t.Errorf("node %d follows in term %d, and led in term %d", lead.id, lead.raft.CurrentTerm(), term)
