@@ -156,3 +156,35 @@ func TestUnsettledOnTheWay(t *testing.T) {
 		}
 	})
 }
+
+// TestShown: an end that a node would make up for is not told to a client that was shown the resource since, by its home.
+func TestShown(t *testing.T) {
+	simulate(t, 2, func(g *rig) {
+		g.users(1, "alice", "bob")
+		g.befriend("bob", "alice")
+		time.Sleep(time.Second)
+		alice := g.online(2, "alice/a")
+		n2 := g.nodes[2].r
+		shown := func(since time.Time) (yes bool) {
+			n2.EachUnsettled(addr("alice"), time.Now(), func(m *Moved) { yes = m.Shown(addr("bob/b"), since) })
+			return yes
+		}
+		start := time.Now()
+		g.online(1, "bob/b")
+		alice.want("presence - bob/b ")
+		if shown(start) {
+			t.Error("noted though all is settled")
+		}
+		for _, home := range []uint32{2, 1} {
+			g.must(cluster.AssignEntry([]string{"alice@" + testDomain}, home))
+			time.Sleep(time.Second)
+		}
+		alice.take()
+		bob := g.online(1, "bob/b")
+		alice.want("presence unavailable bob/b ", "presence - bob/b ")
+		if !shown(start) || shown(time.Now()) {
+			t.Errorf("shown since the start: %v, from now on: %v", shown(start), shown(time.Now()))
+		}
+		bob.s.End(true, nil)
+	})
+}

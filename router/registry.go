@@ -247,6 +247,13 @@ func (m *Moved) Session() jid.JID { return m.s.full }
 // Deliver gives the client a stanza before anything that the new home sends.
 func (m *Moved) Deliver(p *stanza.Packet) { m.s.deliver(p) }
 
+// Shown reports whether the client was told since then that a resource is available.
+func (m *Moved) Shown(from jid.JID, since time.Time) bool {
+	m.s.out.Lock()
+	defer m.s.out.Unlock()
+	return slices.ContainsFunc(m.s.shown, func(s shown) bool { return s.from == from && s.at.After(since) })
+}
+
 // settledAfter is how long after a session was attached anew its home may not know all that its client was told.
 const settledAfter = 10 * time.Second
 

@@ -90,6 +90,7 @@ type Session struct {
 	closed   bool       // the sink was told to end
 	missed   []*stanza.Packet
 	gone     []jid.JID     // whose end the client was told last, the oldest first
+	shown    []shown       // who the client was told is available, while homes may not know all; the oldest first
 	offered  atomic.Uint64 // number of the last kept message that was delivered
 	refusals refusals      // that the client is not known to have
 	rowLock  sync.Mutex    // held while the row is written
@@ -330,10 +331,31 @@ func (s *Session) knows(p *stanza.Packet) bool {
 			s.gone = s.gone[:copy(s.gone, s.gone[1:])]
 		}
 		s.gone = append(s.gone, p.From)
-	case p.Type == "" && at >= 0:
-		s.gone = slices.Delete(s.gone, at, at+1)
+	case p.Type == "":
+		if at >= 0 {
+			s.gone = slices.Delete(s.gone, at, at+1)
+		}
+		s.noteShown(p.From)
 	}
 	return false
+}
+
+// shown is a resource that a client was told is available.
+type shown struct {
+	from jid.JID
+	at   time.Time
+}
+
+// noteShown remembers for Moved.Shown what the client is told. The caller holds out.
+func (s *Session) noteShown(from jid.JID) {
+	if !s.r.Unsettled() {
+		s.shown = nil
+		return
+	}
+	if len(s.shown) == maxGone {
+		s.shown = s.shown[:copy(s.shown, s.shown[1:])]
+	}
+	s.shown = append(s.shown, shown{from, time.Now()})
 }
 
 // isEnding reports whether End was called. Lock order: out before mu.

@@ -64,7 +64,8 @@ const makeUpAfter = 2 * time.Second
 // makeUp tells clients on this node of an end that their homes may not know of:
 // a node that started a short while ago never had a row that vanished before it
 // could get it, and one that got the session a moment ago may not have had what
-// its client was told while this node was isolated. What the home has told is not told twice (router.Session).
+// its client was told while this node was isolated. What the home has told is not told twice (router.Session), and the
+// home may have told by now that the resource is back: this node need not have its new row yet.
 func (f *Feature) makeUp(subject jid.JID, resource string, circle *circle) {
 	r := f.reg.Router()
 	if !r.Unsettled() {
@@ -77,7 +78,7 @@ func (f *Feature) makeUp(subject jid.JID, resource string, circle *circle) {
 		}
 		for _, watcher := range append([]jid.JID{subject}, circle.watchers...) {
 			r.EachUnsettled(watcher, ended, func(m *router.Moved) {
-				if m.Session() != from && !state.Blocked(circle.blocked, m.Session()) {
+				if m.Session() != from && !m.Shown(from, ended) && !state.Blocked(circle.blocked, m.Session()) {
 					m.Deliver(stanza.WithInner(stanza.KindPresence, stanza.TypeUnavailable, "", from, watcher, nil))
 				}
 			})
