@@ -180,11 +180,10 @@ func TestShown(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		alice.take()
-		bob := g.online(1, "bob/b")
+		g.online(1, "bob/b")
 		alice.want("presence unavailable bob/b ", "presence - bob/b ")
 		if !shown(start) || shown(time.Now()) {
 			t.Errorf("shown since the start: %v, from now on: %v", shown(start), shown(time.Now()))
 		}
-		bob.s.End(true, nil)
 	})
 }

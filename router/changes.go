@@ -5,6 +5,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"muster/fsm"
@@ -381,8 +382,9 @@ func (r *Router) Silent() []uint32 {
 // births are when this node learned of the others' starts. A node that is just
 // back has not been heard for long, and knows nothing of what went before.
 type births struct {
-	mu sync.Mutex
-	at map[uint32]time.Time
+	last atomic.Int64 // Unix nanoseconds: the latest; every presence that a client is sent asks for it
+	mu   sync.Mutex
+	at   map[uint32]time.Time
 }
 
 func (b *births) note(node uint32) {
@@ -391,7 +393,9 @@ func (b *births) note(node uint32) {
 	if b.at == nil {
 		b.at = map[uint32]time.Time{}
 	}
-	b.at[node] = time.Now()
+	now := time.Now()
+	b.at[node] = now
+	b.last.Store(now.UnixNano())
 }
 
 // of returns when a node's start was learned of; zero for one that ran before this node did.
@@ -405,16 +409,7 @@ func (b *births) of(node uint32) time.Time {
 func (b *births) age(node uint32) time.Duration { return time.Since(b.of(node)) }
 
 // any reports whether some node started so recently.
-func (b *births) any() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for _, at := range b.at {
-		if time.Since(at) < hot.RecentFor {
-			return true
-		}
-	}
-	return false
-}
+func (b *births) any() bool { return time.Since(time.Unix(0, b.last.Load())) < hot.RecentFor }
 
 // lately reports whether a node started so recently that it does not know all that hot.Store.Recent would tell.
 func (b *births) lately(node uint32) bool { return b.age(node) < hot.RecentFor }

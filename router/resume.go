@@ -300,8 +300,7 @@ func (a *Actor) replaceBy(old *Attached, req *attachment, got *Recorded) {
 		got.Presence, got.Published = old.Presence, old.published
 	}
 	if old.Node == req.node { // that asks again: the answer was lost with the link
-		a.remove(old)
-		old.gone, old.replaced = true, true
+		a.displace(old)
 		return
 	}
 	a.outrun(old)
@@ -310,10 +309,15 @@ func (a *Actor) replaceBy(old *Attached, req *attachment, got *Recorded) {
 // ResumedElsewhere says that c's session goes on at another node: it ends here, and the input at hand is not finished with.
 func (c *Ctx) ResumedElsewhere() { c.outrun(c.Session) }
 
-// outrun lets go of a session whose client has another connection. Frames of its node still find it, so that its end is heard.
-func (a *Actor) outrun(old *Attached) {
+// displace takes off the list what another attachment of the same session has the place of.
+func (a *Actor) displace(old *Attached) {
 	a.remove(old)
 	old.gone, old.replaced = true, true
+}
+
+// outrun lets go of a session whose client has another connection. Frames of its node still find it, so that its end is heard.
+func (a *Actor) outrun(old *Attached) {
+	a.displace(old)
 	if old.session != nil {
 		old.session.resumedElsewhere()
 		return
