@@ -28,6 +28,29 @@ func takeOver(f *fixture, q router.ResumeRequest) (Session, router.Resumed, erro
 		router.Resumed{Base: 2, Handled: 5}, nil
 }
 
+// resumable is a session of alice on this node, which the router gives to whoever resumes it elsewhere, too.
+func resumable(t *testing.T) (f *fixture, c *client, id string) {
+	t.Helper()
+	f = start(t)
+	f.router.resume = func(_ context.Context, q router.ResumeRequest) (Session, router.Resumed, error) {
+		return takeOver(f, q)
+	}
+	c, id = f.managed("alice", "desk")
+	return f, c, id
+}
+
+// deliverKept gives a session three kept messages: 1 to 3, with the ids "0" to "2".
+func deliverKept(t *testing.T, s *fakeSession) {
+	t.Helper()
+	for n := range uint64(3) {
+		p := stanza.WithInner(stanza.KindMessage, stanza.TypeChat, fmt.Sprint(n), jid.MustParse("bob@example.com/x"), s.full, []byte("<body>hi</body>"))
+		p.Number = n + 1
+		if err := s.sink.Deliver(p); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func noQuorum() error { return fault.New(fault.NoQuorum, "fake.resume", "", "no majority") }
 
 // TestResumeWaitsForTheCluster: a cluster that has no majority for a moment costs the client a moment.
@@ -83,13 +106,7 @@ func TestResumedTooLate(t *testing.T) {
 	close(proceed)
 	f.until("the session is here", func() bool { return f.srv.Metrics().Hibernated == 1 })
 	s := <-late
-	for n := range uint64(3) {
-		p := stanza.WithInner(stanza.KindMessage, stanza.TypeChat, fmt.Sprint(n), jid.MustParse("bob@example.com/x"), s.full, []byte("<body>hi</body>"))
-		p.Number = n + 1
-		if err := s.sink.Deliver(p); err != nil {
-			t.Fatal(err)
-		}
-	}
+	deliverKept(t, s)
 	back := f.returning("alice")
 	back.send(resumeElement(id, 6))
 	back.expect(`^<resumed xmlns='urn:xmpp:sm:3' h='3' previd='` + id + `'/>`)
@@ -116,13 +133,7 @@ func TestResumedUnseen(t *testing.T) {
 			f, id := elsewhere(t, testPatience, func(_ context.Context, q router.ResumeRequest) (Session, router.Resumed, error) {
 				got, at, err := takeOver(f, q)
 				s = got.(*fakeSession)
-				for n := range uint64(3) {
-					p := stanza.WithInner(stanza.KindMessage, stanza.TypeChat, fmt.Sprint(n), jid.MustParse("bob@example.com/x"), s.full, []byte("<body>hi</body>"))
-					p.Number = n + 1
-					if err := q.Sink.Deliver(p); err != nil {
-						t.Error(err)
-					}
-				}
+				deliverKept(t, s)
 				return got, at, err
 			})
 			c := f.returning("alice")
@@ -173,11 +184,7 @@ func TestResumeSaysWhatWasHandled(t *testing.T) {
 
 // TestMovedWhileItIsTakenOver: a session that turns out to be at another node while its client resumes it here is asked for there.
 func TestMovedWhileItIsTakenOver(t *testing.T) {
-	f := start(t)
-	f.router.resume = func(_ context.Context, q router.ResumeRequest) (Session, router.Resumed, error) {
-		return takeOver(f, q)
-	}
-	c, id := f.managed("alice", "desk")
+	f, c, id := resumable(t)
 	s := f.router.session(c.full)
 	busy, proceed := make(chan struct{}), make(chan struct{})
 	f.router.receive = func(*fakeSession, *stanza.Packet) error {
@@ -189,7 +196,7 @@ func TestMovedWhileItIsTakenOver(t *testing.T) {
 	<-busy
 	back := f.returning("alice")
 	back.send(resumeElement(id, 0))
-	time.Sleep(50 * time.Millisecond) // it waits for what the router is being given
+	time.Sleep(50 * time.Millisecond) // it has found the session by then, and waits for the stanza: nothing tells that. If it has not, the test proves less
 	s.moved = true
 	s.sink.End(stanza.StreamConflict, "the session was resumed elsewhere")
 	close(proceed)
@@ -198,11 +205,7 @@ func TestMovedWhileItIsTakenOver(t *testing.T) {
 
 // TestComesBackToANodeThatItLeft: of a session that was resumed elsewhere only the cluster knows what became of it.
 func TestComesBackToANodeThatItLeft(t *testing.T) {
-	f := start(t)
-	f.router.resume = func(_ context.Context, q router.ResumeRequest) (Session, router.Resumed, error) {
-		return takeOver(f, q)
-	}
-	c, id := f.managed("alice", "desk")
+	f, c, id := resumable(t)
 	s := f.router.session(c.full)
 	f.drop(c)
 	s.moved = true

@@ -28,9 +28,12 @@ var large struct {
 	built   time.Duration
 }
 
+// asANode is how a node opens the state.
+var asANode = store.Options{CacheBytes: 48 << 20, MemTable: 16 << 20}
+
 // buildLarge writes alice's archive: every second message with bob, the others with a thousand people, of 300 bytes.
 func buildLarge(b *testing.B) {
-	db, err := store.Open(b.TempDir(), store.Options{CacheBytes: 48 << 20, MemTable: 16 << 20}) // as a node has it
+	db, err := store.Open(b.TempDir(), asANode)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -142,7 +145,7 @@ func BenchmarkChat(b *testing.B) {
 }
 
 func benchmarkChat(b *testing.B, size int) {
-	db, err := store.Open(b.TempDir(), store.Options{CacheBytes: 48 << 20, MemTable: 16 << 20}) // as a node has it
+	db, err := store.Open(b.TempDir(), asANode)
 	if err != nil {
 		b.Fatal(err)
 	}
