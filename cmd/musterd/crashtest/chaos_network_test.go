@@ -16,12 +16,17 @@ import (
 // cutTime is how long a partition lasts.
 const cutTime = 12 * time.Second
 
+// cutOff cuts a node's links to all others.
+func (c *trial) cutOff(n *node) {
+	for _, m := range c.others(n) {
+		c.links.set(n, m, weather{cut: true})
+	}
+}
+
 // isolate cuts a node off from all others, which stay together.
 func (c *trial) isolate(n *node, d time.Duration) {
 	c.during(n, func() {
-		for _, m := range c.others(n) {
-			c.links.set(n, m, weather{cut: true})
-		}
+		c.cutOff(n)
 		time.Sleep(d)
 		c.links.setAll(weather{})
 	})
@@ -133,6 +138,8 @@ func killInBadWeather(c *trial) {
 	c.converge()
 }
 
+const publisherTimeout = "monitor.publisher_timeout"
+
 // publisherPatience is how long the publisher's services wait for a log here.
 const publisherPatience = 20 * time.Second
 
@@ -143,14 +150,17 @@ func neverSynced(publisher bool) func(*trial) {
 		n := c.removable()
 		if publisher {
 			n = c.nodes[0]
-			c.others(n)[0].set("monitor.publisher_timeout", publisherPatience.String())
-			time.Sleep(time.Second) // until it knows
+			c.others(n)[0].set(publisherTimeout, publisherPatience.String())
+			if !eventually(commandTime, 100*time.Millisecond, func() bool {
+				v, err := n.setting(commandTime, publisherTimeout)
+				return err == nil && v == publisherPatience.String()
+			}) {
+				c.t.Errorf("%s does not hear of the setting", n.name)
+			}
 		}
 		c.during(n, func() {
 			n.stop() // in order: so that it knows the setting
-			for _, m := range c.others(n) {
-				c.links.set(n, m, weather{cut: true})
-			}
+			c.cutOff(n)
 			n.start()
 			c.awaitAlarm(n, monitor.AlarmWaiting, true, monitor.DelayAlarm+5*time.Second)
 			if ok, _, reason := n.ready(); ok || reason == "" {
@@ -167,7 +177,7 @@ func neverSynced(publisher bool) func(*trial) {
 				}
 			}
 			change := adminapi.SettingChange{Value: "1m"}
-			if err := n.call(commandTime, http.MethodPut, "/settings/monitor.publisher_timeout", change, nil); err == nil {
+			if err := n.call(commandTime, http.MethodPut, "/settings/"+publisherTimeout, change, nil); err == nil {
 				c.t.Errorf("%s takes a change", n.name)
 			}
 			c.links.setAll(weather{})
@@ -176,7 +186,7 @@ func neverSynced(publisher bool) func(*trial) {
 		c.awaitAlarm(n, monitor.AlarmWaiting, false, 10*time.Second)
 		c.awaitAlarm(n, monitor.AlarmTimeout, false, 10*time.Second)
 		if publisher {
-			n.set("monitor.publisher_timeout", "5m")
+			n.must(http.MethodDelete, "/settings/"+publisherTimeout, nil, nil)
 		}
 	}
 }
